@@ -1,0 +1,83 @@
+"""Atomic writes, and readers that answer a bad file with one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .errors import ThalwegError
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write a file whole or not at all: a temporary neighbour, flushed to disk, then renamed."""
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ThalwegError(
+            f"Cannot write {path}: {error.strerror or error}. "
+            "Free some space or choose another folder with --out."
+        ) from None
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+    return path
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Atomic UTF-8 text."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Atomic, readable JSON."""
+    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read JSON, or say which file is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ThalwegError(f"Cannot read {path}: {error.strerror or error}. Check the path.") from None
+    except ValueError as error:
+        raise ThalwegError(f"{path} is not valid JSON ({error}). Write it again or delete it.") from None
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
+    """Atomic safetensors with JSON metadata; equal tensors give equal bytes."""
+    plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())}
+    return write_bytes(path, save(plain, {key: json.dumps(value) for key, value in meta.items()}))
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file made by :func:`write_tensors`."""
+    path = Path(path)
+    if not path.is_file():
+        raise ThalwegError(f"There is no file {path}. Check the path.")
+    try:
+        with safe_open(str(path), framework="pt") as handle:
+            tensors: dict[str, torch.Tensor] = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+            meta = {key: json.loads(value) for key, value in (handle.metadata() or {}).items()}
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ThalwegError(
+            f"{path} is corrupt or not a safetensors file ({error}). Make it again with `thalweg quantize`."
+        ) from None
+    return tensors, meta
