@@ -1,0 +1,86 @@
+"""Which layers of a module can be quantized, and what their inputs look like to their weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One quantizable weight: its parameter name, its module's name, the axis of its output channels,
+    and the number of channel groups of a convolution."""
+
+    weight: str
+    module: str
+    axis: int = 0
+    channel_groups: int = 1
+
+
+def is_transposed_linear(module: nn.Module) -> bool:
+    """True for transformers' ``Conv1D`` (GPT-2): a linear layer that stores ``[inputs, outputs]``."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def quantizable(model: nn.Module) -> dict[str, Layer]:
+    """Weights of Linear, Conv1d, Conv2d and transformers' Conv1D by parameter name, in module order.
+
+    Embeddings, norms and weights tied to an embedding are not quantized.
+    """
+    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    found: dict[str, Layer] = {}
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        if not (isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or is_transposed_linear(module)):
+            continue
+        weight = module.weight
+        if not isinstance(weight, nn.Parameter) or id(weight) in tied or id(weight) in seen:
+            continue
+        seen.add(id(weight))
+        parameter = f"{name}.weight" if name else "weight"
+        axis = 1 if is_transposed_linear(module) else 0
+        found[parameter] = Layer(parameter, name, axis, int(getattr(module, "groups", 1)))
+    return found
+
+
+def patches(module: nn.Module, x: Tensor) -> Tensor:
+    """The rows that meet the weight matrix: ``[channel groups, samples, columns]``.
+
+    A linear layer sees its tokens; a convolution sees every window that it slides over.
+    """
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        if isinstance(module, nn.Conv1d):
+            x = x.unsqueeze(-2)
+            kernel, stride = (1, *module.kernel_size), (1, *module.stride)
+            dilation = (1, *module.dilation)
+        else:
+            kernel, stride, dilation = module.kernel_size, module.stride, module.dilation
+        if isinstance(module.padding, str) or module.padding_mode != "zeros" or any(module.padding):
+            around = list(module._reversed_padding_repeated_twice)
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            if isinstance(module, nn.Conv1d) and mode != "constant":
+                x = F.pad(x.squeeze(-2), around, mode=mode).unsqueeze(-2)
+            else:
+                x = F.pad(x, around, mode=mode)
+        columns = F.unfold(x, kernel, dilation=dilation, stride=stride)
+        batch, _, windows = columns.shape
+        columns = columns.view(batch, module.groups, -1, windows)
+        return columns.permute(1, 0, 3, 2).reshape(module.groups, batch * windows, -1)
+    return x.reshape(1, -1, x.shape[-1])
+
+
+def batchnorms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
+    """BatchNorm layers with running statistics, by name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    }
+
+
+def second_moment(rows: Tensor) -> Tensor:
+    """``XᵀX`` of ``[groups, samples, columns]``, as ``[groups, columns, columns]``, in float32."""
+    return torch.bmm(rows.transpose(1, 2).float(), rows.float())

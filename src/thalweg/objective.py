@@ -1,0 +1,357 @@
+"""The objective: weights in, loss out, on data that never change.
+
+Quantizers, rounding methods, training and every measurement act on an :class:`Objective` and do not know
+whether it is a two-dimensional valley or a language model. This file, with ``layers`` and
+``calibration``, is the only one that knows ``nn.Module``, devices, BatchNorm and attention back-ends.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from . import space
+from .calibration import Visit, Visitor, stream
+from .errors import ThalwegError, unknown
+from .layers import Layer, batchnorms, quantizable
+from .space import Point
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def cross_entropy(output: Any, batch: Any) -> Tensor:
+    """Per-sample cross-entropy in nats; output ``[samples, classes]``, batch ``(inputs, labels)``."""
+    return F.cross_entropy(getattr(output, "logits", output), batch[1], reduction="none")
+
+
+def causal_lm(output: Any, batch: Any) -> Tensor:
+    """Per-row mean next-token cross-entropy in nats; batch: integers ``[rows, context]``, or a dictionary
+    with ``input_ids`` and, for padded rows, ``attention_mask``."""
+    ids = batch["input_ids"] if isinstance(batch, Mapping) else batch
+    logits = getattr(output, "logits", output)[:, :-1]
+    loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="none")
+    loss = loss.view(len(ids), -1)
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    if mask is None:
+        return loss.mean(1)
+    keep = mask[:, 1:].to(loss.dtype)
+    return (loss * keep).sum(1) / keep.sum(1).clamp(min=1)
+
+
+LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "causal_lm": causal_lm}
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch with its tensors on a device."""
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    return batch
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """A usable device, ``auto`` being an accelerator where there is one."""
+    if str(name) == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ThalwegError(f"There is no device type {str(name)!r}. Use cpu, cuda or auto.") from None
+    if device.type != "cpu" and not (
+        torch.accelerator.is_available()
+        and torch.accelerator.current_accelerator().type == device.type  # type: ignore[union-attr]
+        and (device.index or 0) < torch.accelerator.device_count()
+    ):
+        raise ThalwegError(f"Device {str(name)!r} was asked for, but this machine has none. Use --device cpu.")
+    return device
+
+
+class Objective:
+    """Loss over frozen batches as a function of a dictionary of weights.
+
+    Args:
+        model: any module. It is copied and never touched; the copy runs in eval mode.
+        batches: list of batches, or a loader. A loader is read twice: it must give the same data.
+        loss: ``"cross_entropy"``, ``"causal_lm"`` or ``loss(output, batch)`` giving one value per sample
+            (or a scalar per batch). In nats if the defaults of ``diagnose`` are to make sense.
+        calibration: batches for rounding methods and BatchNorm; ``batches`` where absent.
+        batchnorm: ``"frozen"`` keeps the running statistics; ``"reestimate"`` renews them from the
+            calibration data at every point (one more pass each).
+        device: ``"cpu"``, ``"cuda"``, ``"auto"``.
+        noise_ok: accept data or models that are random; ``noise`` then holds the spread.
+
+    Attributes:
+        weights: the float weights that can be quantized, by parameter name (detached).
+        axes: output axis of each weight.
+        noise: spread of the loss between two passes over the same point, in nats.
+        cost: counter of forwards, gradients and products spent so far (one = all batches once).
+
+    Raises:
+        ThalwegError: empty data, random data, NaN weights, no quantizable layer, train-mode BatchNorm.
+
+    Cost of construction: two forwards.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        loss: str | Loss = "cross_entropy",
+        *,
+        calibration: Iterable[Any] | None = None,
+        batchnorm: str = "frozen",
+        device: str | torch.device = "cpu",
+        noise_ok: bool = False,
+    ):
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise unknown("loss", loss, LOSSES)
+        self.device = choose_device(device)
+        self._sample_losses: Loss = LOSSES[loss] if isinstance(loss, str) else loss
+        self._function: Callable[[Point], Tensor] | None = None
+        self.cost: Counter[str] = Counter()
+        try:
+            self.model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
+        except RuntimeError as error:
+            raise ThalwegError(f"The model cannot be copied ({error}). Remove hooks or weight norm first.") from None
+        self.layers: dict[str, Layer] = quantizable(self.model)
+        if not self.layers:
+            raise ThalwegError(
+                f"{type(model).__name__} has no Linear, Conv1d, Conv2d or Conv1D layer to quantize. "
+                "Replace custom layers by these, or pass a function with Objective.of."
+            )
+        norms = batchnorms(self.model)
+        if batchnorm not in ("frozen", "reestimate"):
+            raise ThalwegError(
+                f"BatchNorm policy {batchnorm!r} would make the loss depend on the batch order"
+                f"{' in ' + ', '.join(list(norms)[:4]) if norms else ''}. Use 'frozen' or 'reestimate'."
+            )
+        self.batchnorm = batchnorm if norms else "frozen"
+        self._norms = norms
+        parameters = dict(self.model.named_parameters())
+        space.check_finite({n: p for n, p in parameters.items() if p.is_floating_point()})
+        self.weights: Point = {name: parameters[name].detach().clone() for name in self.layers}
+        self.axes = {name: layer.axis for name, layer in self.layers.items()}
+        self.batches = _frozen(batches, self.device)
+        self.calibration = self.batches if calibration is None else _frozen(calibration, self.device)
+        self._check_determinism(batches, noise_ok)
+
+    @classmethod
+    def of(
+        cls, function: Callable[[Point], Tensor], weights: Mapping[str, Tensor], *, noise_ok: bool = False
+    ) -> Objective:
+        """An objective from a plain differentiable function of a weight dictionary.
+
+        ``function(weights)`` returns a scalar, or one loss per sample. Cost of construction: two forwards.
+        """
+        self = cls.__new__(cls)
+        self.device = next((w.device for w in weights.values()), torch.device("cpu"))
+        self._function, self._sample_losses = function, lambda output, batch: output
+        self.cost, self.model, self.layers, self._norms = Counter(), nn.Module(), {}, {}
+        self.batchnorm = "frozen"
+        self.weights = space.clone(weights)
+        if not self.weights:
+            raise ThalwegError("The function has no weights. Pass a dictionary of tensors.")
+        space.check_finite(self.weights)
+        self.axes = dict.fromkeys(self.weights, 0)
+        self.batches = self.calibration = [None]
+        self._check_determinism(None, noise_ok)
+        return self
+
+    # -- losses ---------------------------------------------------------------------------------
+
+    def forward(self, weights: Mapping[str, Tensor], batch: Any, extra: Mapping[str, Tensor] | None = None) -> Any:
+        """The model's output on one batch with some weights replaced. Differentiable in the weights."""
+        if self._function is not None:
+            return self._function({**self.weights, **weights})
+        arguments: tuple[Any, ...] = ()
+        keywords: dict[str, Any] = {}
+        if isinstance(batch, Mapping):
+            keywords = {key: value for key, value in batch.items() if key != "labels"}
+        else:
+            arguments = (batch[0] if isinstance(batch, list | tuple) else batch,)
+        if hasattr(self.model, "config") and hasattr(self.model, "generate"):
+            keywords["use_cache"] = False
+        return functional_call(self.model, {**weights, **(extra or {})}, arguments, keywords)
+
+    def sample_losses(self, output: Any, batch: Any) -> Tensor:
+        """One loss per sample of a batch (a vector; of length one for scalar losses)."""
+        return self._sample_losses(output, batch).reshape(-1)
+
+    def batch_loss(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """Mean loss on any batch, differentiable: the training loss."""
+        batch = to_device(batch, self.device)
+        return self.sample_losses(self.forward(weights, batch), batch).mean()
+
+    @torch.no_grad()
+    def losses(self, weights: Mapping[str, Tensor], batches: Sequence[Any] | None = None) -> Tensor:
+        """Per-sample losses at a point, float64, in the order of the data. Cost: one forward."""
+        self.cost["forwards"] += 1
+        extra = self.reestimated(weights) if self.batchnorm == "reestimate" else None
+        out = []
+        for batch in self.batches if batches is None else _frozen(batches, self.device):
+            out.append(self.sample_losses(self.forward(weights, batch, extra), batch).double())
+        return torch.cat(out)
+
+    def loss(self, weights: Mapping[str, Tensor]) -> float:
+        """Mean loss in nats at a point. Cost: one forward."""
+        return float(self.losses(weights).mean())
+
+    def gradient(self, weights: Mapping[str, Tensor]) -> tuple[float, Point]:
+        """Loss and its gradient with respect to the given weights. Cost: one gradient (about 3 forwards)."""
+        self.cost["gradients"] += 1
+        leaves = {n: w.detach().clone().requires_grad_() for n, w in weights.items()}
+        extra = self.reestimated(weights) if self.batchnorm == "reestimate" else None
+        total = self.samples
+        value = 0.0
+        with torch.enable_grad():
+            for batch in self.batches:
+                part = self.sample_losses(self.forward(leaves, batch, extra), batch).sum() / total
+                part.backward()
+                value += float(part.detach())
+        return value, {
+            n: torch.zeros_like(w) if w.grad is None else w.grad.detach() for n, w in leaves.items()
+        }
+
+    @property
+    def samples(self) -> int:
+        """Number of samples that one pass averages over (known after the first pass)."""
+        return self._samples
+
+    # -- curvature and calibration -----------------------------------------------------------------
+
+    @property
+    def has_outputs(self) -> bool:
+        """True where loss and model are separate, so that a Gauss-Newton matrix exists."""
+        return self._function is None
+
+    @contextmanager
+    def differentiable_attention(self) -> Iterator[None]:
+        """Within it, attention can be differentiated twice (fused kernels cannot)."""
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+
+    def calibrate(self, visit: Visitor, names: Iterable[str] | None = None) -> None:
+        """Visit layers in order of execution with the input second moments of the calibration data.
+
+        The visitor returns the weight that later layers see, or None. Cost: one forward over the
+        calibration data. For a plain function every tensor is visited with its exact block of the
+        Hessian at the float weights (dense: for small problems).
+        """
+        wanted = set(self.weights if names is None else names)
+        self.cost["calibration forwards"] += 1
+        if self._function is not None:
+            for name in [n for n in self.weights if n in wanted]:
+                visit(Visit(name, self._dense_hessian(name), 1))
+            return
+        parameters = dict(self.model.named_parameters())
+        try:
+            stream(
+                self.model,
+                {n: layer for n, layer in self.layers.items() if n in wanted},
+                lambda batch: self.forward({}, batch),
+                self.calibration,
+                visit,
+            )
+        finally:
+            with torch.no_grad():
+                for name in self.weights:
+                    parameters[name].copy_(self.weights[name])
+
+    def _dense_hessian(self, name: str) -> Tensor:
+        weight = self.weights[name]
+        if weight.numel() > 4096:
+            raise ThalwegError(
+                f"Tensor {name!r} has {weight.numel()} entries, too many for a dense Hessian of a function. "
+                "Use a model with layers, or at most 4096 entries."
+            )
+        rows = weight.shape[0] if weight.ndim > 1 else 1
+        if rows > 1:
+            raise ThalwegError(
+                f"Tensor {name!r} of shape {tuple(weight.shape)} couples its rows in a plain function. "
+                "Give second-order rounding one-dimensional tensors."
+            )
+        function = lambda w: self.sample_losses(self.forward({name: w}, None), None).mean()  # noqa: E731
+        flat = torch.func.hessian(function)(weight.detach())
+        return flat.reshape(1, weight.numel(), weight.numel())
+
+    @torch.no_grad()
+    def reestimated(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """BatchNorm statistics renewed from the calibration data at a point. Cost: one forward there.
+
+        Returns the buffers by name; the scratch model keeps its own.
+        """
+        self.cost["calibration forwards"] += 1
+        buffers: dict[str, Tensor] = {}
+        momenta = {name: module.momentum for name, module in self._norms.items()}
+        for name, module in self._norms.items():
+            assert module.running_mean is not None and module.running_var is not None
+            buffers[f"{name}.running_mean"] = torch.zeros_like(module.running_mean)
+            buffers[f"{name}.running_var"] = torch.ones_like(module.running_var)
+            buffers[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=self.device)
+            module.momentum = None
+            module.train()
+        try:
+            for batch in self.calibration:
+                self.forward(weights, batch, buffers)
+        finally:
+            for name, module in self._norms.items():
+                module.momentum = momenta[name]
+                module.eval()
+        return buffers
+
+    def losses_with(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> float:
+        """Mean loss with given BatchNorm statistics. Cost: one forward."""
+        self.cost["forwards"] += 1
+        with torch.no_grad():
+            parts = [self.sample_losses(self.forward(weights, b, buffers), b).double() for b in self.batches]
+        return float(torch.cat(parts).mean())
+
+    # -- checks -----------------------------------------------------------------------------------
+
+    def _check_determinism(self, source: Any, noise_ok: bool) -> None:
+        """Two passes must agree sample by sample; a loader is read again for the second."""
+        first = self.losses({})
+        self._samples = len(first)
+        if not bool(torch.isfinite(first).all()):
+            raise ThalwegError(
+                f"The float model's loss is {float(first.mean())} on {len(first)} samples. "
+                "Check the data for NaN and the loss function for the model's output."
+            )
+        again = None
+        if source is not None and not isinstance(source, list | tuple) and not isinstance(source, Iterator):
+            again = _frozen(source, self.device)
+        second = self.losses({}, again)
+        spread = float("inf") if len(first) != len(second) else float((first - second).abs().max())
+        if len(first) == len(second):
+            self.noise = abs(float(first.mean() - second.mean()))
+            if again is not None and spread > 1e-6:
+                self.noise = max(self.noise, float((first - second).double().std() / len(first) ** 0.5))
+        else:
+            self.noise = spread
+        limit = 1e-5 * max(1.0, float(first.abs().max()))
+        if spread > limit and not noise_ok:
+            raise ThalwegError(
+                f"Batch loss differed between two passes ({float(first.mean()):.4f} vs "
+                f"{float(second.mean()):.4f}, largest change of one sample {spread:.4f}). The data or model is "
+                "random: disable shuffling, augmentation and dropout, or pass noise_ok=True."
+            )
+
+
+def _frozen(batches: Iterable[Any], device: torch.device) -> list[Any]:
+    frozen = [to_device(batch, device) for batch in batches]
+    if not frozen:
+        raise ThalwegError("There is no data: the list of batches is empty. Pass at least one batch.")
+    return frozen

@@ -1,0 +1,172 @@
+"""A quantized point: codes on grids, next to the float weights they came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__, catalog, space
+from .errors import ThalwegError
+from .files import read_tensors, write_tensors
+from .grid import Grid, Layout, Rounding
+from .objective import Objective
+from .scheme import Scheme
+from .space import Point
+
+FORMAT = "thalweg point 1"
+
+
+@dataclass(frozen=True)
+class QuantizedPoint:
+    """What a method chose. ``weights`` are the deployed values, decoded from ``codes``: the truth.
+
+    ``provenance``: scheme, method, quantizer, seed, model, versions; ``notes``: what the method reported
+    per layer.
+    """
+
+    reference: Point
+    codes: Point
+    grids: dict[str, Grid]
+    provenance: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.codes.keys() == self.grids.keys() == self.reference.keys():
+            raise ThalwegError("Codes, grids and reference weights name different tensors. Quantize again.")
+        for name, grid in self.grids.items():
+            grid.check_codes(self.codes[name])
+
+    @cached_property
+    def weights(self) -> Point:
+        """Deployed weights: float values at grid points, in the dtype of the reference."""
+        return {n: g.decode(self.codes[n], self.reference[n].dtype) for n, g in self.grids.items()}
+
+    @cached_property
+    def step(self) -> Point:
+        """Grid step around each reference weight: the unit of every length."""
+        return {n: g.step(self.reference[n]) for n, g in self.grids.items()}
+
+    @property
+    def reach(self) -> float:
+        """rms distance from the float weights, in steps. Plain unclipped rounding: about 1/√12 = 0.289."""
+        return space.rms(space.sub(self.weights, self.reference), self.step)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Storage per quantized weight, scales and zero points included."""
+        total = space.size(self.reference)
+        return sum(g.bits_per_weight * self.codes[n].numel() for n, g in self.grids.items()) / max(total, 1)
+
+    def with_codes(self, codes: Mapping[str, Tensor], **provenance: Any) -> QuantizedPoint:
+        """Another point on the same grids."""
+        return QuantizedPoint(self.reference, dict(codes), self.grids, {**self.provenance, **provenance})
+
+    def changed(self, other: QuantizedPoint) -> tuple[float, float]:
+        """Share of codes that differ from another point on the same grid, and the mean number of levels
+        by which those differ."""
+        moved = [(self.codes[n].int() - other.codes[n].int()).abs() for n in self.codes]
+        count = sum(int((m > 0).sum()) for m in moved)
+        levels = sum(int(m.sum()) for m in moved)
+        return count / max(space.size(self.codes), 1), levels / count if count else 0.0
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, atomically. Reloading gives the same bits."""
+        tensors: dict[str, Tensor] = {}
+        layouts = {}
+        for name, grid in self.grids.items():
+            tensors[f"codes/{name}"] = self.codes[name]
+            tensors[f"reference/{name}"] = self.reference[name]
+            tensors[f"scale/{name}"] = grid.scale
+            tensors[f"levels/{name}"] = grid.levels
+            if grid.zero is not None:
+                tensors[f"zero/{name}"] = grid.zero
+            a = grid.layout
+            layouts[name] = [list(a.shape), a.group, a.axis, a.per_tensor, grid.name]
+        meta = {
+            "format": FORMAT,
+            "grids": layouts,
+            "provenance": self.provenance,
+            "notes": self.notes,
+            "codes": space.fingerprint(self.codes),
+        }
+        return write_tensors(path, tensors, meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> QuantizedPoint:
+        """Read a point; :class:`ThalwegError` for a missing, foreign or corrupt file."""
+        tensors, meta = read_tensors(path)
+        if meta.get("format") != FORMAT:
+            raise ThalwegError(
+                f"{path} is not a Thalweg point (format {meta.get('format')!r}, expected {FORMAT!r}). "
+                "Make one with `thalweg quantize`."
+            )
+        try:
+            codes, grids, reference = {}, {}, {}
+            for name, (shape, group, axis, per_tensor, label) in meta["grids"].items():
+                layout = Layout(tuple(shape), group, axis, per_tensor)
+                codes[name], reference[name] = tensors[f"codes/{name}"], tensors[f"reference/{name}"]
+                zero = tensors.get(f"zero/{name}")
+                grids[name] = Grid(layout, tensors[f"levels/{name}"], tensors[f"scale/{name}"], zero, label)
+            whole = meta["codes"] == space.fingerprint(codes)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ThalwegError(f"{path} is incomplete ({error}). Quantize again.") from None
+        if not whole:
+            raise ThalwegError(f"The codes in {path} do not match their own checksum. Quantize again.")
+        return cls(reference, codes, grids, meta["provenance"], meta["notes"])
+
+
+def quantize(
+    objective: Objective,
+    scheme: str | Scheme,
+    method: str = "nearest",
+    *,
+    fit: str = "mse",
+    seed: int = 0,
+    keep_float: tuple[str, ...] = (),
+    grids: dict[str, Grid] | None = None,
+    **options: Any,
+) -> QuantizedPoint:
+    """Post-training quantization: fit a grid to every weight, then let a method choose the grid point.
+
+    Args:
+        objective: the model and its data, or a synthetic landscape.
+        scheme: such as ``"w4g128"``, see :mod:`thalweg.scheme`.
+        method: a rounding method of the catalogue (``thalweg list``).
+        fit: the quantizer that fits scales: ``"mse"`` or ``"absmax"``.
+        seed: of random methods.
+        keep_float: globs of layers left unquantized, such as ``("lm_head",)``.
+        grids: use these instead of fitting (to compare methods on one grid).
+        options: passed to the method.
+
+    Raises:
+        ThalwegError: unknown names, a group size that does not divide, no layer left to quantize.
+
+    Cost: that of the method; ``nearest`` none, ``gptq`` one calibration forward.
+    """
+    chosen = catalog.get("methods", method)
+    parsed = Scheme.parse(scheme, keep_float)
+    if grids is None:
+        grids = parsed.grids(objective.weights, objective.axes, fit)
+    result = chosen(objective, grids, seed, **options)
+    rounding = result if isinstance(result, Rounding) else Rounding(result)
+    return QuantizedPoint(
+        {n: objective.weights[n].detach().clone() for n in grids},
+        rounding.codes,
+        grids,
+        {
+            "scheme": str(parsed),
+            "method": method,
+            "fit": fit,
+            "seed": seed,
+            "options": options,
+            "thalweg": __version__,
+            "torch": torch.__version__,
+        },
+        dict(rounding.notes),
+    )
