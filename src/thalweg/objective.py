@@ -230,6 +230,11 @@ class Objective:
         """Number of samples that one pass averages over (known after the first pass)."""
         return self._samples
 
+    @property
+    def has_norms(self) -> bool:
+        """True where the model has BatchNorm statistics."""
+        return bool(self._norms)
+
     # -- curvature and calibration -----------------------------------------------------------------
 
     @property

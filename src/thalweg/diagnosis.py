@@ -1,0 +1,396 @@
+"""The verdict on a quantized point, with its evidence."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from . import basin, curvature, river, space
+from .basin import Radius, Segment
+from .calibration import Visit
+from .objective import Objective
+from .point import QuantizedPoint
+from .river import Normal, Pull, Split
+from .task import Progress, silent
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Every number that a verdict depends on; printed with it.
+
+    ``tolerance_nats``: τ, the rise that still counts as low. ``rising``: slope of the last stretch, as a
+    share of the mean slope, above which an endpoint is on the wall. ``saturated``: share of clipped weights
+    above which scales are to blame. ``blind``: visibility below which the local objective is called blind.
+    ``directions``: random directions of the typical radius. ``points``: on the segment. ``pairs``: normal
+    directions.
+    """
+
+    tolerance_nats: float = basin.TOLERANCE
+    rising: float = 0.25
+    saturated: float = 0.25
+    blind: float = 0.5
+    directions: int = 8
+    points: int = 9
+    pairs: int = 6
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer. ``alone_nats``: loss rise when only this layer is quantized."""
+
+    name: str
+    weights: int
+    grid: str
+    bits_per_weight: float
+    reach: float
+    saturated: float
+    alone_nats: float
+    output_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A low-loss point on the same grid: the failure was one of selection, not of the grid.
+
+    ``changed``: share of codes that differ from the failed point, ``levels``: by how many on average.
+    ``local_failed``, ``local_found``: the layerwise second-order objective J of both points; *blind* where
+    it prefers the failed one.
+    """
+
+    loss: float
+    rise_nats: float
+    reach: float
+    changed: float
+    levels: float
+    local_failed: float
+    local_found: float
+
+    @property
+    def blind(self) -> bool:
+        """True where the local objective prefers the point that failed."""
+        return self.local_failed < self.local_found
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search for a nearby low-loss point spent, and what it found."""
+
+    steps: int
+    best_loss: float
+    found: bool
+    description: str = "QAT with the straight-through estimator"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Everything measured on one point. Losses in nats, lengths in rms steps."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+    advice: str
+    float_loss: float
+    loss: float
+    stderr: float
+    reach: float
+    margin: float
+    luck: float
+    typical: Radius
+    worst: Radius | None
+    segment: Segment
+    pull: Pull | None
+    normal_split: Split | None
+    normal_values: tuple[float, ...]
+    visibility: float
+    visibility_rounded: float
+    saturated: float
+    reestimated_loss: float | None
+    layers: tuple[LayerRow, ...]
+    certificate: Certificate | None
+    search: Search | None
+    thresholds: Thresholds
+    planned: dict[str, int]
+    spent: dict[str, int]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def rise(self) -> float:
+        """Loss above the float model, in nats."""
+        return self.loss - self.float_loss
+
+    @property
+    def low(self) -> bool:
+        """True where the deployed loss is within the tolerance."""
+        return self.loss <= self.float_loss + self.thresholds.tolerance_nats
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a JSON file."""
+        return {"format": "thalweg diagnosis 1", **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What depends on the float weights and the grid only: shared by every point on that grid."""
+
+    float_losses: Tensor
+    typical: Radius
+    worst: Radius | None
+    latent_gradient: dict[str, Tensor] | None
+    float_product: curvature.Product | None
+
+    @property
+    def float_loss(self) -> float:
+        """Mean loss of the float weights."""
+        return float(self.float_losses.mean())
+
+
+def planned_cost(objective: Objective, layers: int, thresholds: Thresholds, depth: str = "full") -> dict[str, int]:
+    """Upper bound of forwards, gradients and products of :func:`diagnose`, printed before it starts."""
+    t = thresholds
+    cost = {"forwards": 2 + 24 * t.directions + t.points + 12 + layers, "gradients": 0, "products": 0}
+    cost["forwards"] += 2 if objective.batchnorm == "frozen" else 0
+    if depth == "full":
+        cost["forwards"] += 24
+        cost["gradients"] = 6
+        cost["products"] = 2 * t.pairs + 8 + 2
+    return cost
+
+
+def survey_surroundings(
+    objective: Objective,
+    reference: Mapping[str, Tensor],
+    step: Mapping[str, Tensor],
+    thresholds: Thresholds | None = None,
+    depth: str = "full",
+    float_product: curvature.Product | None = None,
+) -> Surroundings:
+    """Typical and worst radius, latent gradient and curvature at the float weights.
+
+    Cost: about 12 forwards per direction; with depth ``full`` 12 forwards and 4 gradients more.
+    """
+    t = thresholds or Thresholds()
+    losses = objective.losses({})
+    base = float(losses.mean())
+    typical = basin.radius(
+        objective, reference, step, tolerance=t.tolerance_nats, directions=t.directions, seed=t.seed, base=base
+    )
+    if depth != "full":
+        return Surroundings(losses, typical, None, None, None)
+    worst = basin.worst_radius(objective, reference, step, tolerance=t.tolerance_nats, seed=t.seed, base=base)
+    gradient = objective.gradient(reference)[1]
+    product = float_product or curvature.products(objective, reference)
+    return Surroundings(losses, typical, worst, gradient, product)
+
+
+def diagnose(
+    objective: Objective,
+    point: QuantizedPoint,
+    thresholds: Thresholds | None = None,
+    *,
+    depth: str = "full",
+    surroundings: Surroundings | None = None,
+    nearby: QuantizedPoint | None = None,
+    search: Search | None = None,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Where a quantized point lies, why, and what to do about it.
+
+    Args:
+        objective: the same model and data that the point was made with.
+        point: the quantized point.
+        thresholds: tolerances and counts; defaults are printed with the verdict.
+        depth: ``"losses"`` (cost tier 1: forwards only) or ``"full"`` (gradients and products too).
+        surroundings: of an earlier point on the same grid, to save their cost.
+        nearby: a point on the same grid that a search found; makes the certificate.
+        search: what that search spent; without it an outside point stays *outside*.
+        progress: called with a text and counts.
+
+    Returns: verdict *inside*, *outside* (no search yet), *bad point* (a certificate was found), *bad grid*
+    (a stated budget found none), *not geometry* (a triage check explains it).
+
+    Cost: see :func:`planned_cost`; typically 130 forwards, 6 gradients, 22 products.
+    """
+    t = thresholds or Thresholds()
+    planned = planned_cost(objective, len(point.grids), t, depth)
+    before = Counter(objective.cost)
+    stages = 6 if depth == "full" else 3
+    progress("radius", 0, stages)
+    around = surroundings or survey_surroundings(objective, point.reference, point.step, t, depth)
+    base = around.float_loss
+    progress("segment", 1, stages)
+    losses = objective.losses(point.weights)
+    loss = float(losses.mean())
+    stderr = float((losses - around.float_losses).std() / math.sqrt(max(len(losses), 1))) if len(losses) > 1 else 0.0
+    way = basin.segment(
+        objective, point.reference, point.weights, point.step,
+        tolerance=t.tolerance_nats, points=t.points, rising=t.rising, base=base,
+    )  # fmt: skip
+    progress("layers", 2, stages)
+    rows = _layers(objective, point, base)
+    saturated = sum(row.saturated * row.weights for row in rows) / max(sum(row.weights for row in rows), 1)
+    low = loss <= base + t.tolerance_nats
+    renewed = None
+    if not low and math.isfinite(loss) and objective.has_norms and objective.batchnorm == "frozen":
+        renewed = objective.losses_with(point.weights, objective.reestimated(point.weights))
+    pull, parts, values = None, None, ()
+    seen = seen_rounded = math.nan
+    if depth == "full" and math.isfinite(loss):
+        progress("walls", 3, stages)
+        normal, operator = _normal(objective, point, t)
+        values = normal.values
+        displacement = space.sub(point.weights, point.reference)
+        parts = river.split(displacement, point.step, normal.basis)
+        progress("pull", 4, stages)
+        pull = river.inward_pull(
+            objective, point.reference, point.weights, point.step,
+            basis=normal.basis, base=base, seed=t.seed, latent_gradient=around.latent_gradient,
+        )  # fmt: skip
+        progress("visibility", 5, stages)
+        if around.float_product is not None:
+            seen = curvature.visibility(around.float_product, displacement, loss - base)
+        seen_rounded = curvature.visibility(operator, displacement, loss - base)
+    certificate = None
+    if nearby is not None:
+        certificate = certify(objective, point, nearby, base)
+    verdict, reasons, advice = _judge(
+        point, t, base, loss, way, around, saturated, renewed, certificate, search, seen
+    )
+    progress("verdict", stages, stages)
+    spent = Counter(objective.cost)
+    spent.subtract(before)
+    return Diagnosis(
+        verdict=verdict, reasons=reasons, advice=advice, float_loss=base, loss=loss, stderr=stderr,
+        reach=way.reach_steps, margin=_ratio(way.edge_steps, way.reach_steps),
+        luck=_ratio(way.edge_steps, around.typical.steps), typical=around.typical, worst=around.worst,
+        segment=way, pull=pull, normal_split=parts, normal_values=values, visibility=seen,
+        visibility_rounded=seen_rounded, saturated=saturated, reestimated_loss=renewed, layers=rows,
+        certificate=certificate, search=search, thresholds=t, planned=planned,
+        spent={k: v for k, v in spent.items() if v}, provenance=dict(point.provenance),
+    )  # fmt: skip
+
+
+def _ratio(a: float, b: float) -> float:
+    if math.isinf(a):
+        return math.nan if math.isinf(b) else math.inf
+    return a / b if b > 0 else math.inf
+
+
+def _normal(objective: Objective, point: QuantizedPoint, t: Thresholds) -> tuple[Normal, curvature.Product]:
+    product = curvature.products(objective, point.weights)
+    pairs = curvature.top_pairs(
+        curvature.in_steps(product, point.step), point.weights, t.pairs, seed=t.seed
+    )
+    return Normal(pairs.vectors, pairs.values, pairs.residuals, pairs.iterations, t.seed), product
+
+
+def _layers(objective: Objective, point: QuantizedPoint, base: float) -> tuple[LayerRow, ...]:
+    rows = []
+    for name, grid in point.grids.items():
+        weight, value = point.reference[name], point.weights[name]
+        rows.append(
+            LayerRow(
+                name=name,
+                weights=weight.numel(),
+                grid=grid.name,
+                bits_per_weight=grid.bits_per_weight,
+                reach=space.rms({name: value - weight}, {name: point.step[name]}),
+                saturated=float(grid.saturated(weight).double().mean()) if weight.numel() else 0.0,
+                alone_nats=objective.loss({name: value}) - base,
+                output_error=point.notes.get(name, {}).get("output_error"),
+            )
+        )
+    return tuple(rows)
+
+
+def local_objectives(objective: Objective, points: list[QuantizedPoint]) -> list[float]:
+    """The layerwise second-order objective ``J = Σ ½ tr((q-w) H (q-w)ᵀ)`` of several points at once, with
+    ``H`` from float calibration inputs. Cost: one calibration forward."""
+    totals = [0.0] * len(points)
+
+    def visit(layer: Visit) -> None:
+        for i, point in enumerate(points):
+            if layer.name not in point.grids:
+                continue
+            shape = point.grids[layer.name].layout
+            error = shape.matrix(point.weights[layer.name] - point.reference[layer.name])
+            split = error.reshape(layer.hessian.shape[0], -1, layer.hessian.shape[-1]).to(layer.hessian.dtype)
+            totals[i] += float(((split @ layer.hessian) * split).sum().double() / 2)
+
+    objective.calibrate(visit, points[0].grids)
+    return totals
+
+
+def certify(objective: Objective, failed: QuantizedPoint, found: QuantizedPoint, base: float) -> Certificate:
+    """Compare a failed point with a low-loss point on the same grid. Cost: one forward, one calibration."""
+    changed, levels = found.changed(failed)
+    failed_local, found_local = local_objectives(objective, [failed, found])
+    loss = objective.loss(found.weights)
+    return Certificate(loss, loss - base, found.reach, changed, levels, failed_local, found_local)
+
+
+def _judge(
+    point: QuantizedPoint,
+    t: Thresholds,
+    base: float,
+    loss: float,
+    way: Segment,
+    around: Surroundings,
+    saturated: float,
+    renewed: float | None,
+    certificate: Certificate | None,
+    search: Search | None,
+    seen: float,
+) -> tuple[str, tuple[str, ...], str]:
+    tau, rise = t.tolerance_nats, loss - base
+    reasons: list[str] = []
+    if not math.isfinite(loss):
+        return (
+            "not geometry",
+            (f"The deployed loss is {loss}: an overflow or a division by zero, not a wall.",),
+            "Check the model's numerics in its own precision, then quantize again.",
+        )
+    margin = _ratio(way.edge_steps, way.reach_steps)
+    if rise <= tau:
+        reasons.append(f"The deployed loss is {rise:+.3f} nats from the float loss; up to {tau:.3f} counts as low.")
+        if way.membership == "beyond":
+            reasons.append(f"A wall stands on the straight way, at {way.edge_steps:.2f} steps.")
+        elif math.isinf(margin):
+            reasons.append("No edge was found within four times the reach.")
+        else:
+            reasons.append(f"The edge is at {way.edge_steps:.2f} steps, the point at {way.reach_steps:.2f}.")
+        return "inside", tuple(reasons), "Deploy it; nothing needs mending."
+    reasons.append(
+        f"The loss rises by {rise:.3f} nats ({tau:.3f} allowed): the edge is at {way.edge_steps:.2f} steps, "
+        f"the point at {way.reach_steps:.2f}, {way.membership}."
+    )
+    if renewed is not None and renewed <= base + tau:
+        reasons.append(f"With re-estimated BatchNorm statistics the rise is {renewed - base:+.3f} nats.")
+        return "not geometry", tuple(reasons), "Re-estimate the BatchNorm statistics; no rounding is to blame."
+    if saturated > t.saturated:
+        reasons.append(f"{saturated:.0%} of the weights are clipped ({t.saturated:.0%} allowed).")
+        return "not geometry", tuple(reasons), "Refit the scales: try the other quantizer, or smaller groups."
+    if math.isfinite(seen) and seen < t.blind:
+        reasons.append(f"Curvature at the float weights sees {max(seen, 0):.0%} of the rise (visibility).")
+    if certificate is not None and certificate.rise_nats <= tau:
+        reasons.append(
+            f"A point on the same grid, {certificate.reach:.2f} steps from the float weights, has a rise of "
+            f"{certificate.rise_nats:+.3f} nats; {certificate.changed:.1%} of the codes differ."
+        )
+        if certificate.blind:
+            reasons.append(
+                f"The local objective prefers the failed point ({certificate.local_failed:.3g} against "
+                f"{certificate.local_found:.3g}): it is blind to the wall."
+            )
+        return "bad point", tuple(reasons), "Keep the grid and choose another point on it: take the recovered one."
+    if search is not None:
+        reasons.append(
+            f"{search.steps} steps of {search.description} came no lower than {search.best_loss - base:+.3f} nats."
+        )
+        advice = "Spend more bits or smaller groups on the layers with the largest rise alone, or search longer."
+        return "bad grid", tuple(reasons), advice
+    return "outside", tuple(reasons), "Search its grid for a low-loss point: `thalweg train`."
