@@ -89,7 +89,12 @@ class Search:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Everything measured on one point. Losses in nats, lengths in rms steps."""
+    """Everything measured on one point. Losses in nats, lengths in rms steps.
+
+    ``margin``: actual radius over reach, infinite where no edge was found within four times the reach.
+    ``visibility``: χ with curvature at the float weights, ``visibility_rounded``: at the point; NaN for a low
+    point, whose rise is too small to divide by.
+    """
 
     verdict: str
     reasons: tuple[str, ...]
@@ -251,9 +256,10 @@ def diagnose(
             basis=normal.basis, base=base, seed=t.seed, latent_gradient=around.latent_gradient,
         )  # fmt: skip
         progress("visibility", 5, stages)
-        if around.float_product is not None:
-            seen = curvature.visibility(around.float_product, displacement, loss - base)
-        seen_rounded = curvature.visibility(operator, displacement, loss - base)
+        if not low:
+            if around.float_product is not None:
+                seen = curvature.visibility(around.float_product, displacement, loss - base)
+            seen_rounded = curvature.visibility(operator, displacement, loss - base)
     certificate = None
     if nearby is not None:
         certificate = certify(objective, point, nearby, base)

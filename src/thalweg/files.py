@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -46,9 +47,20 @@ def write_text(path: str | Path, text: str) -> Path:
     return write_bytes(path, text.encode())
 
 
+def plain(value: Any) -> Any:
+    """JSON values; NaN and infinity, which JSON does not have, become null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Atomic, readable JSON."""
-    return write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    return write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -62,8 +74,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:
-    """Atomic safetensors with JSON metadata; equal tensors give equal bytes."""
-    plain = {name: value.detach().cpu().contiguous() for name, value in sorted(tensors.items())}
+    """Atomic safetensors with JSON metadata."""
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in sorted(tensors.items())}
     return write_bytes(path, save(plain, {key: json.dumps(value) for key, value in meta.items()}))
 
 

@@ -324,6 +324,32 @@ class Objective:
             parts = [self.sample_losses(self.forward(weights, b, buffers), b).double() for b in self.batches]
         return float(torch.cat(parts).mean())
 
+    @torch.no_grad()
+    def evaluate(self, weights: Mapping[str, Tensor], batches: Iterable[Any], metric: str = "none") -> dict[str, float]:
+        """Loss on other data, with its standard error and a metric: ``accuracy``, ``perplexity`` or ``none``.
+
+        Cost: one forward over those batches.
+        """
+        losses, right = [], []
+        for batch in _frozen(batches, self.device):
+            output = self.forward(weights, batch)
+            losses.append(self.sample_losses(output, batch).double())
+            if metric == "accuracy":
+                right.append((getattr(output, "logits", output).argmax(-1) == batch[1]).double())
+        every = torch.cat(losses)
+        out = {"loss": float(every.mean()), "samples": len(every)}
+        out["stderr"] = float(every.std() / len(every) ** 0.5) if len(every) > 1 else 0.0
+        if metric == "accuracy":
+            out["accuracy"] = float(torch.cat(right).mean())
+        elif metric == "perplexity":
+            out["perplexity"] = float(every.mean().exp())
+        return out
+
+    @property
+    def identity(self) -> str:
+        """Digest of weights and data: equal for equal models judged on equal batches."""
+        return space.fingerprint({**self.weights, "\0losses": self.losses({})})
+
     # -- checks -----------------------------------------------------------------------------------
 
     def _check_determinism(self, source: Any, noise_ok: bool) -> None:

@@ -108,6 +108,15 @@ class Scheme:
     def __str__(self) -> str:
         return ",".join([self.default, *(f"{glob}={rule}" for glob, rule in self.exceptions)])
 
+    def padded(self) -> Scheme:
+        """The same scheme with short last groups allowed (the ``p`` flag on every group rule)."""
+
+        def pad(word: str) -> str:
+            grouped = word != "float" and Rule.parse(word).group and not Rule.parse(word).pad
+            return f"{word}p" if grouped else word
+
+        return Scheme(pad(self.default), tuple((glob, pad(word)) for glob, word in self.exceptions))
+
     @cached_property
     def _rules(self) -> dict[str, Rule]:
         words = {self.default, *(rule for _, rule in self.exceptions)} - {"float"}
@@ -125,6 +134,27 @@ class Scheme:
                 chosen = word
         return None if chosen == "float" else self._rules[chosen]
 
+    def layouts(self, weights: Mapping[str, Tensor], axes: Mapping[str, int] | None = None) -> dict[str, Layout]:
+        """How every quantized weight shares its scales; raises like :meth:`grids`, but fits nothing."""
+        rules = {name: rule for name in weights if (rule := self.rule(name)) is not None}
+        if not rules:
+            raise ThalwegError(
+                f"Scheme {str(self)!r} leaves no layer to quantize among {len(weights)}. "
+                "The model needs Linear, Conv1d or Conv2d layers that no exception keeps float."
+            )
+        layouts = {n: r.layout(tuple(weights[n].shape), (axes or {}).get(n, 0)) for n, r in rules.items()}
+        odd = [n for n, r in rules.items() if r.group and not r.pad and layouts[n].columns % r.group]
+        if odd:
+            rule = rules[odd[0]]
+            listed = ", ".join(f"{n} ({layouts[n].columns} columns)" for n in odd[:6])
+            more = f" and {len(odd) - 6} more" if len(odd) > 6 else ""
+            padded, channel = f"{rule.text}p", rule.text.replace(f"g{rule.group}", "")
+            raise ThalwegError(
+                f"Group size {rule.group} does not divide {listed}{more}. "
+                f"Pad the last group with {padded!r}, or use one scale per channel with {channel!r}."
+            )
+        return layouts
+
     def grids(
         self,
         weights: Mapping[str, Tensor],
@@ -134,32 +164,15 @@ class Scheme:
         """Fit a grid to every weight that the scheme quantizes.
 
         ``axes``: the output axis of each weight (0 unless named). ``fit``: a quantizer of the catalogue.
-        Raises :class:`ThalwegError` where a group size divides no row (naming the layers), or where
-        nothing is left to quantize.
+        Raises :class:`ThalwegError` where a group size divides no row (naming the layers), where a weight
+        is not finite, or where nothing is left to quantize.
         """
         quantizer = catalog.get("quantizers", fit)
-        rules = {name: rule for name in weights if (rule := self.rule(name)) is not None}
-        if not rules:
-            raise ThalwegError(
-                f"Scheme {str(self)!r} leaves no layer to quantize among {len(weights)}. "
-                "The model needs Linear, Conv1d or Conv2d layers that no exception keeps float."
-            )
-        layouts = {n: r.layout(tuple(weights[n].shape), (axes or {}).get(n, 0)) for n, r in rules.items()}
-        odd = [
-            f"{n} ({layouts[n].columns} columns)"
-            for n, r in rules.items()
-            if r.group and not r.pad and layouts[n].columns % r.group
-        ]
-        if odd:
-            rule = next(r for n, r in rules.items() if f"{n} ({layouts[n].columns} columns)" == odd[0])
-            more = f" and {len(odd) - 6} more" if len(odd) > 6 else ""
-            padded, channel = f"{rule.text}p", rule.text.replace(f"g{rule.group}", "")
-            raise ThalwegError(
-                f"Group size {rule.group} does not divide {', '.join(odd[:6])}{more}. "
-                f"Pad the last group with {padded!r}, or use one scale per channel with {channel!r}."
-            )
+        layouts = self.layouts(weights, axes)
         out = {}
-        for name, rule in rules.items():
+        for name, layout in layouts.items():
+            rule = self.rule(name)
+            assert rule is not None
             levels = torch.tensor(rule.levels, device=weights[name].device)
             weight = weights[name].detach().float()
             bad = int((~torch.isfinite(weight)).sum())
@@ -167,6 +180,6 @@ class Scheme:
                 raise ThalwegError(
                     f"Tensor {name!r} has {bad} NaN or infinite entries. Repair the model before quantizing it."
                 )
-            scale, zero = quantizer(weight, layouts[name], levels, rule.asymmetric)
-            out[name] = Grid(layouts[name], levels, scale, zero, rule.text)
+            scale, zero = quantizer(weight, layout, levels, rule.asymmetric)
+            out[name] = Grid(layout, levels, scale, zero, rule.text)
         return out

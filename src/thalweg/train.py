@@ -141,6 +141,7 @@ def train(
     watch: Watch | None = None,
     audit: Audit | None = None,
     checkpoint: str | Path | None = None,
+    save_every_s: float = 5.0,
     progress: Progress = silent,
     keep: Callable[[int, QuantizedPoint], None] | None = None,
 ) -> Trajectory:
@@ -155,7 +156,8 @@ def train(
         recipe: budget, optimizer, estimator; see :class:`Recipe`.
         watch: called at each check with the step and the deployed weights; its values are logged.
         audit: called each step with (step, latent before, gradient, latent after).
-        checkpoint: file that is written at every check and resumed from if it exists, with equal bits.
+        checkpoint: file that is written at a check, at most every ``save_every_s`` seconds, and resumed
+            from if it exists, with equal bits.
         progress: called at each check.
         keep: called at each check with the step and the deployed point (to draw the path).
 
@@ -176,19 +178,20 @@ def train(
         )
     if not callable(batches) and batches is not None and not len(batches):
         raise ThalwegError("The list of training batches is empty. Pass at least one batch.")
-    return _Run(objective, point, batches, recipe, watch, audit, checkpoint, progress, keep).go()
+    return _Run(objective, point, batches, recipe, watch, audit, checkpoint, save_every_s, progress, keep).go()
 
 
 class _Run:
     """The state of one training run: everything that a checkpoint holds."""
 
-    def __init__(self, objective, point, batches, recipe, watch, audit, checkpoint, progress, keep):  # type: ignore[no-untyped-def]
+    def __init__(self, objective, point, batches, recipe, watch, audit, checkpoint, save_every_s, progress, keep):  # type: ignore[no-untyped-def]
         self.objective: Objective = objective
         self.point: QuantizedPoint = point
         self.batches: Batches = batches
         self.recipe: Recipe = recipe
         self.watch, self.audit, self.progress, self.keep = watch, audit, progress, keep
         self.checkpoint = Path(checkpoint) if checkpoint is not None else None
+        self.save_every_s, self.saved = save_every_s, time.perf_counter()
         self.estimator = catalog.get("estimators", recipe.estimator)
         origin = point.reference if recipe.start == "float" else point.weights
         self.latent: Point = {n: w.detach().clone().requires_grad_() for n, w in origin.items()}
@@ -265,8 +268,9 @@ class _Run:
                 if not self.checks or self.checks[-1].step != self.step:
                     self._check()
                     self.seconds = time.perf_counter() - started
-                    if self.checkpoint is not None:
+                    if self.checkpoint is not None and time.perf_counter() - self.saved >= self.save_every_s:
                         self._save()
+                        self.saved = time.perf_counter()
                 self.progress("training", self.step, self.recipe.steps)
                 if done or (self.recipe.stop and self._stayed() is not None):
                     break
