@@ -1,0 +1,1 @@
+"""The theory as runnable truth: landscapes, bounds, counterexamples and phase diagrams."""
