@@ -63,6 +63,12 @@ class QuantizedPoint:
         total = space.size(self.reference)
         return sum(g.bits_per_weight * self.codes[n].numel() for n, g in self.grids.items()) / max(total, 1)
 
+    def to(self, device: torch.device | str) -> QuantizedPoint:
+        """The same point on another device."""
+        moved = [{n: t.to(device) for n, t in part.items()} for part in (self.reference, self.codes)]
+        grids = {n: g.to(device) for n, g in self.grids.items()}
+        return QuantizedPoint(moved[0], moved[1], grids, self.provenance, self.notes)
+
     def with_codes(self, codes: Mapping[str, Tensor], **provenance: Any) -> QuantizedPoint:
         """Another point on the same grids."""
         return QuantizedPoint(self.reference, dict(codes), self.grids, {**self.provenance, **provenance})
