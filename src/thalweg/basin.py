@@ -72,36 +72,30 @@ def surface(
     return np.array([[objective.loss(space.plane(origin, u, v, s, t)) for s in ss] for t in ts])
 
 
-def first_exit(loss_at: Callable[[float], float], bound: float, start: float = 0.05, refine: int = 4) -> float:
-    """Smallest t with ``loss_at(t) > bound``: doubling from ``start``, then interpolation in log t.
+def first_exit(loss_at: Callable[[float], float], bound: float, start: float = 0.05, refine: int = 5) -> float:
+    """Smallest t with ``loss_at(t) > bound``: doubling (or halving) from ``start``, then bisection in log t.
 
     Infinite where no exit lies below 1024 steps. A narrower bump between two doublings goes unseen.
-    Cost: about 8 + ``refine`` evaluations.
+    Error at most 1.1 % with 5 bisections. Cost: about 6 + ``refine`` evaluations.
     """
     low, high = 0.0, start
-    excess_low = excess_high = float("nan")
-    while (excess := loss_at(high) - bound) <= 0:
-        low, excess_low, high = high, excess, high * 2
+    while loss_at(high) <= bound:
+        low, high = high, high * 2
         if high > LARGEST:
             return math.inf
-    excess_high = excess
     while low == 0.0 and high > SMALLEST:
-        if (excess := loss_at(high / 2) - bound) <= 0:
-            low, excess_low = high / 2, excess
+        if loss_at(high / 2) <= bound:
+            low = high / 2
         else:
-            high, excess_high = high / 2, excess
+            high /= 2
     if low == 0.0:
         return high
     for _ in range(refine):
-        share = 0.5
-        if math.isfinite(excess_high):
-            share = min(max(-excess_low / (excess_high - excess_low), 0.15), 0.85)
-        middle = math.exp(math.log(low) + share * (math.log(high) - math.log(low)))
-        excess = loss_at(middle) - bound
-        if not excess > 0:
-            low, excess_low = middle, excess
+        middle = math.sqrt(low * high)
+        if loss_at(middle) <= bound:
+            low = middle
         else:
-            high, excess_high = middle, excess
+            high = middle
     return math.sqrt(low * high)
 
 
@@ -222,7 +216,7 @@ def segment(
     if out:
         edge = _refine(at, out[0] - ts[1], out[0], floor + tau)
     else:
-        edge = next((_refine(at, a, b, floor + tau) for a, b in ((1.0, 2.0), (2.0, 4.0)) if at(b) > floor + tau), math.inf)
+        edge = next((_refine(at, a, b, floor + tau) for a, b in ((1.0, 2.0), (2.0, 4.0)) if not at(b) <= floor + tau), math.inf)
     slope = exponent = math.nan
     if math.isfinite(edge):
         slope = (at(edge * 1.05) - at(edge * 0.95)) / (0.1 * edge * reach)
@@ -245,10 +239,10 @@ def segment(
 def _refine(at: Callable[[float], float], low: float, high: float, bound: float, times: int = 4) -> float:
     for _ in range(times):
         middle = (low + high) / 2
-        if at(middle) > bound:
-            high = middle
-        else:
+        if at(middle) <= bound:
             low = middle
+        else:
+            high = middle
     return (low + high) / 2
 
 
