@@ -39,13 +39,13 @@ class Layout:
 
     @property
     def rows(self) -> int:
-        """Output channels."""
-        return self.shape[self.axis] if self.shape else 1
+        """Output channels; a vector is one row."""
+        return self.shape[self.axis] if len(self.shape) > 1 else 1
 
     @property
     def columns(self) -> int:
         """Weights per output channel."""
-        return math.prod(self.shape) // self.rows if self.rows else 0
+        return math.prod(n for i, n in enumerate(self.shape) if i != self.axis or len(self.shape) == 1)
 
     @property
     def groups(self) -> int:
@@ -54,10 +54,14 @@ class Layout:
 
     def matrix(self, tensor: Tensor) -> Tensor:
         """``[rows, columns]``."""
-        return tensor.movedim(self.axis, 0).reshape(self.rows, self.columns)
+        if len(self.shape) > 1:
+            tensor = tensor.movedim(self.axis, 0)
+        return tensor.reshape(self.rows, self.columns)
 
     def tensor(self, matrix: Tensor) -> Tensor:
         """Inverse of :meth:`matrix`."""
+        if len(self.shape) < 2:
+            return matrix.reshape(self.shape)
         moved = [self.shape[self.axis], *(n for i, n in enumerate(self.shape) if i != self.axis)]
         return matrix.reshape(moved).movedim(0, self.axis).contiguous()
 
@@ -75,7 +79,7 @@ class Layout:
         """Inverse of :meth:`blocks`."""
         if self.per_tensor:
             return self.tensor(blocks.reshape(self.rows, self.columns))
-        return self.tensor(blocks.reshape(self.rows, -1)[:, : self.columns])
+        return self.tensor(blocks.reshape(self.rows, self.groups * self.group)[:, : self.columns])
 
     def spread(self, scales: Tensor) -> Tensor:
         """One value per scale, repeated over its weights: a tensor of the weight's shape."""

@@ -308,7 +308,7 @@ class _Run:
             weight.grad = gradient[name]
         self.optimizer.step()
         if self.audit is not None and before is not None:
-            self.audit(self.step, before, gradient, {n: w.detach() for n, w in self.latent.items()})
+            self.audit(self.step, before, gradient, space.clone(self.latent))
         fresh = self._deploy()
         flips = 0
         for name, value in fresh.items():

@@ -1,0 +1,104 @@
+"""What every rounding method, quantizer and estimator of the catalogue must do."""
+
+import pytest
+import torch
+
+from tests.conftest import small_batches, small_net, tiny_llama, tiny_tokens
+from thalweg import catalog, space
+from thalweg.errors import ThalwegError
+from thalweg.objective import Objective
+from thalweg.point import QuantizedPoint, quantize
+from thalweg.scheme import Scheme
+
+METHODS, FITS, ESTIMATORS = (catalog.names(f) for f in ("methods", "quantizers", "estimators"))
+SCHEMES = ("w8", "w3", "w2a", "w4g8p", "w4t", "ternary", "nf4", "fp4")
+
+
+def test_catalogue_has_what_is_promised_with_help():
+    assert {"nearest", "gptq"} <= set(METHODS) and {"absmax", "mse"} <= set(FITS) and "ste" in ESTIMATORS
+    for folder in catalog.FOLDERS:
+        for name in catalog.names(folder):
+            assert len(catalog.summary(folder, name)) > 10, (folder, name)
+    with pytest.raises(ThalwegError, match="'gptq'"):
+        catalog.get("methods", "gtpq")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("method", METHODS)
+def test_codes_are_legal_deterministic_and_leave_the_objective_alone(method, scheme, objective):
+    before = space.fingerprint(dict(objective.model.state_dict()))
+    point = quantize(objective, scheme, method)
+    again = quantize(objective, scheme, method)
+    assert space.fingerprint(point.codes) == space.fingerprint(again.codes)
+    assert space.fingerprint(dict(objective.model.state_dict())) == before
+    assert set(point.codes) == set(objective.weights)
+    assert all(torch.isfinite(w).all() for w in point.weights.values())
+    assert point.reach >= quantize(objective, scheme, "nearest", grids=point.grids).reach - 1e-9
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fine_grids_lose_nothing(method, objective):
+    assert abs(objective.loss(quantize(objective, "w8", method).weights) - objective.loss({})) < 2e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_on_the_grid_stay(method):
+    net = small_net()
+    objective = Objective(net, small_batches())
+    first = quantize(objective, "w3", "nearest")
+    with torch.no_grad():
+        for name, value in first.weights.items():
+            dict(net.named_parameters())[name].copy_(value)
+    again = quantize(Objective(net, small_batches()), "w3", method, grids=first.grids)
+    assert space.norm(space.sub(again.weights, first.weights)) == 0
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_calibration_sample_and_bf16(method):
+    x, y = small_batches(1, 1)[0]
+    quantize(Objective(small_net(), [(x, y)]), "w3", method)
+    model = small_net().bfloat16()
+    point = quantize(Objective(model, [(x.bfloat16(), y)], noise_ok=True), "w3", method)
+    assert all(w.dtype == torch.bfloat16 for w in point.weights.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_language_models(method):
+    objective = Objective(tiny_llama(), [tiny_tokens()], "causal_lm")
+    point = quantize(objective, "w4g16", method, keep_float=("lm_head",))
+    assert len(point.codes) == 14
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_plain_functions(method):
+    a = torch.tensor([[2.0, 0.9], [0.9, 1.0]])
+    objective = Objective.of(lambda w: w["w"] @ a @ w["w"] / 2, {"w": torch.tensor([0.37, -0.41])})
+    point = quantize(objective, "w3t", method, fit="absmax")
+    assert point.codes["w"].shape == (2,)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("fit", FITS)
+def test_quantizers_fit_positive_scales(fit, scheme, objective):
+    for grid in Scheme.parse(scheme).grids(objective.weights, objective.axes, fit).values():
+        assert bool((grid.scale > 0).all())
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_estimators_deploy_grid_points_and_pass_a_gradient(name, objective):
+    estimator = catalog.get("estimators", name)
+    for weight_name, grid in Scheme.parse("w2").grids(objective.weights).items():
+        latent = objective.weights[weight_name].clone().requires_grad_()
+        value = estimator(latent, grid)
+        assert torch.equal(value.detach(), grid.round(latent))
+        value.sum().backward()
+        assert latent.grad is not None and float(latent.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_saved_and_reloaded_bit_for_bit(scheme, objective, tmp_path):
+    point = quantize(objective, scheme, "gptq")
+    again = QuantizedPoint.load(point.save(tmp_path / "p.safetensors"))
+    for a, b in ((point.codes, again.codes), (point.weights, again.weights), (point.reference, again.reference)):
+        assert space.fingerprint(a) == space.fingerprint(b)
+    assert again.provenance == point.provenance and again.reach == point.reach
