@@ -1,4 +1,4 @@
-"""Atomic tensor files, and readers that answer a bad file with one sentence; plain files are in ``atomic``."""
+"""Atomic tensor files, and readers that answer a bad file with one sentence; plain files: ``atomic``."""
 
 from __future__ import annotations
 
