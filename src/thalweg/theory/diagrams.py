@@ -120,7 +120,7 @@ def damping(columns: int = 60, rows: int = 48, theta: float = math.radians(32), 
     Simulation: the minimiser of ``½(q-w)ᵀ(ττᵀ+λI)(q-w)`` over all nine points of the ternary grid.
     """
     c, s = math.cos(theta), math.sin(theta)
-    lam, zeta = np.geomspace(1e-3, 10, columns), np.linspace(-0.15, 0.68, rows)
+    lam, zeta = np.geomspace(1e-3, 10, columns), np.linspace(-0.15, 0.65, rows)
     tau, nu = np.array([c, s]), np.array([-s, c])
     q = np.array(list(itertools.product((-1.0, 0.0, 1.0), repeat=2)))
     w = np.array([1.0, 0.0]) - u * tau + zeta[:, None] * nu  # [rows, 2]
@@ -131,14 +131,16 @@ def damping(columns: int = 60, rows: int = 48, theta: float = math.radians(32), 
     line = damping_line(zeta, theta, u)
     predicted = (lam[None] < line[:, None]).astype(int)
     judged = off_lines(predicted)
-    zero = float(damping_line(np.array([0.0]), theta, u)[0])
-    shown = np.isfinite(line) & (line <= lam[-1])
+    zero, high = damping_line(np.array([0.0, 0.6]), theta, u).tolist()
+    fine = np.linspace(zeta[0], zeta[-1], 400)
+    curve = damping_line(fine, theta, u)
+    shown = curve <= lam[-1]
     return Diagram(
         "damping", "Which point does a second-order proxy choose?", lam, zeta, "damping λ (share of the tangential curvature)",
         "height ζ of the checkpoint above the river", ("inside the basin", "outside"), simulated, predicted, judged,
-        (("(5.1)", line[shown], zeta[shown]),),
+        (("formula (5.1)", curve[shown], fine[shown]),),
         f"Without damping the proxy leaves the basin at every height; at the river (ζ = 0) a damping of {zero:.3f} is "
-        f"enough to stay, and high on the floor none is. {_share((simulated == predicted)[judged])} of "
+        f"enough to stay, at ζ = 0.6 it takes {high:.2f}. {_share((simulated == predicted)[judged])} of "
         f"{int(judged.sum())} cells agree with (5.1).",
         {"threshold_at_river": zero},
     )  # fmt: skip
@@ -208,8 +210,8 @@ def density(columns: int = 40, size: int = 64, phases: int = 8, steps: int = 300
         "density", "When does training recover what rounding loses?", radius, share, "basin radius R / grid step Δ",
         "density of the normal (share of weights in ν)",
         ("rounding stays inside", "rounding leaves, training returns", "training can fail"), simulated, predicted, judged,
-        (("½‖ν‖_∞", np.array(inner), share), ("½‖ν‖₁", np.array(outer), share)),
-        f"Between ½‖ν‖_∞ and ½‖ν‖₁ rounding can leave the basin and training always returns; the window is empty for a "
+        (("½‖ν‖∞", np.array(inner), share), ("½‖ν‖₁", np.array(outer), share)),
+        f"Between ½‖ν‖∞ and ½‖ν‖₁ rounding can leave the basin and training always returns; the window is empty for a "
         f"normal along one weight and spans a factor of {outer[-1] / inner[-1]:.0f} for one through all {size}. "
         f"{_share((simulated == predicted)[judged])} of {int(judged.sum())} cells agree.",
         {"rounding_lost_share": np.array(lost).round(3).tolist()},
