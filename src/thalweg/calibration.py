@@ -86,7 +86,10 @@ def stream(
     batches: Sequence[Any],
     visit: Visitor,
 ) -> None:
-    """Visit every layer that the batches reach, in the order of execution. Cost: one forward."""
+    """Visit every layer that the batches reach, in the order of execution. Cost: one forward.
+
+    Weights are replaced, never written into, and the old ones are back in their places at the end.
+    """
     modules = {layer.weight: model.get_submodule(layer.module) for layer in layers.values()}
     waiting = dict.fromkeys(layers)
     order = {name: i for i, name in enumerate(layers)}
@@ -101,6 +104,7 @@ def stream(
 
         return before
 
+    originals = {name: module.weight for name, module in modules.items()}
     handles = [modules[name].register_forward_pre_hook(hook(name)) for name in layers]
     try:
         for lane in lanes:
@@ -119,8 +123,7 @@ def stream(
                 previous = (inputs, hessian, samples)
             weight = visit(Visit(name, hessian, samples))
             if weight is not None:
-                with torch.no_grad():
-                    modules[name].weight.copy_(weight)
+                _put(model, modules[name].weight, nn.Parameter(weight.detach(), requires_grad=False))
             del waiting[name]
             for lane in here:
                 lane.advance()
@@ -134,6 +137,16 @@ def stream(
         for lane in lanes:
             if lane.ident is not None:
                 lane.join()
+        for name, weight in originals.items():
+            _put(model, modules[name].weight, weight)
+
+
+def _put(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
+    """Put a parameter in the place of another, in every module that shares it."""
+    for module in model.modules():
+        for key, value in module._parameters.items():
+            if value is old:
+                module._parameters[key] = new
 
 
 def _accumulate(module: nn.Module, inputs: Sequence[Tensor | None]) -> tuple[Tensor, int]:

@@ -188,7 +188,7 @@ def _warn_notes(point: QuantizedPoint) -> None:
 def diagnose(
     point: Annotated[Path, typer.Argument(help="A point made by quantize, train or survey.")],
     model: Annotated[str | None, typer.Option(help="Model, where the point does not name it.")] = None,
-    depth: Annotated[str, typer.Option(help="losses (forwards only) or full.")] = "full",
+    depth: Annotated[str, typer.Option(help="losses (forwards only), full, or auto (full where the loss is not low).")] = "full",
     search: Annotated[int, typer.Option(help="QAT steps spent on finding a nearby low-loss point; 0: none.")] = 200,
     tolerance: Annotated[float | None, typer.Option(help="Rise in nats that counts as low. Default ln 1.05.")] = None,
     out: Annotated[Path | None, typer.Option(help="File of the diagnosis (JSON).")] = None,
@@ -203,8 +203,8 @@ def diagnose(
     from .terminal import cost_line, diagnosis_view
     from .train import Recipe, train
 
-    if depth not in ("losses", "full"):
-        raise unknown("depth", depth, ["losses", "full"])
+    if depth not in ("losses", "auto", "full"):
+        raise unknown("depth", depth, ["losses", "auto", "full"])
     loaded, task, objective = _open(point, model, device, as_json)
     thresholds = module.Thresholds(seed=seed)
     if tolerance is not None:
@@ -223,10 +223,7 @@ def diagnose(
             result = train(objective, loaded, task.train_batch, recipe, progress=progress)
             low = min(result.losses.values()) <= found.float_loss + thresholds.tolerance_nats
             record = module.Search(result.steps, min(result.losses.values()), low)
-            found = module.diagnose(
-                objective, loaded, thresholds, depth=depth, surroundings=around,
-                nearby=result.recovered if low else None, search=record, progress=progress,
-            )  # fmt: skip
+            found = module.conclude(objective, loaded, found, result.recovered if low else None, record)
     path = write_json(out or point.with_suffix(".diagnosis.json"), found.to_json())
     plain = json.loads(path.read_text(encoding="utf-8"))
     _emit(as_json, plain, diagnosis_view(plain))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -36,13 +36,13 @@ class Thresholds:
     blind: float = 0.5
     directions: int = 8
     points: int = 9
-    pairs: int = 6
+    pairs: int = 4
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer. ``alone_nats``: loss rise when only this layer is quantized."""
+    """One layer. ``alone_nats``: loss rise when only this layer is quantized (None: not measured)."""
 
     name: str
     weights: int
@@ -50,7 +50,7 @@ class LayerRow:
     bits_per_weight: float
     reach: float
     saturated: float
-    alone_nats: float
+    alone_nats: float | None
     output_error: float | None = None
 
 
@@ -73,8 +73,8 @@ class Certificate:
 
     @property
     def blind(self) -> bool:
-        """True where the local objective prefers the point that failed."""
-        return self.local_failed < self.local_found
+        """True where the local objective clearly (by 1 %) prefers the point that failed."""
+        return self.local_failed < 0.99 * self.local_found
 
 
 @dataclass(frozen=True)
@@ -157,9 +157,9 @@ class Surroundings:
 def planned_cost(objective: Objective, layers: int, thresholds: Thresholds, depth: str = "full") -> dict[str, int]:
     """Upper bound of forwards, gradients and products of :func:`diagnose`, printed before it starts."""
     t = thresholds
-    cost = {"forwards": 2 + 24 * t.directions + t.points + 12 + layers, "gradients": 0, "products": 0}
-    cost["forwards"] += 2 if objective.batchnorm == "frozen" else 0
-    if depth == "full":
+    cost = {"forwards": 3 + 24 * t.directions + t.points + 12 + layers, "gradients": 0, "products": 0}
+    cost["forwards"] += 1 if objective.has_norms else 0
+    if depth != "losses":
         cost["forwards"] += 24
         cost["gradients"] = 6
         cost["products"] = 2 * t.pairs + 8 + 2
@@ -176,7 +176,7 @@ def survey_surroundings(
 ) -> Surroundings:
     """Typical and worst radius, latent gradient and curvature at the float weights.
 
-    Cost: about 12 forwards per direction; with depth ``full`` 12 forwards and 4 gradients more.
+    Cost: about 8 forwards per direction; unless depth is ``losses``, 12 forwards and 4 gradients more.
     """
     t = thresholds or Thresholds()
     losses = objective.losses({})
@@ -184,7 +184,7 @@ def survey_surroundings(
     typical = basin.radius(
         objective, reference, step, tolerance=t.tolerance_nats, directions=t.directions, seed=t.seed, base=base
     )
-    if depth != "full":
+    if depth == "losses":
         return Surroundings(losses, typical, None, None, None)
     worst = basin.worst_radius(objective, reference, step, tolerance=t.tolerance_nats, seed=t.seed, base=base)
     gradient = objective.gradient(reference)[1]
@@ -209,7 +209,8 @@ def diagnose(
         objective: the same model and data that the point was made with.
         point: the quantized point.
         thresholds: tolerances and counts; defaults are printed with the verdict.
-        depth: ``"losses"`` (cost tier 1: forwards only) or ``"full"`` (gradients and products too).
+        depth: ``"losses"`` (cost tier 1: forwards only), ``"full"`` (gradients and products too), or
+            ``"auto"``: layers, walls and pull only where the loss is not low.
         surroundings: of an earlier point on the same grid, to save their cost.
         nearby: a point on the same grid that a search found; makes the certificate.
         search: what that search spent; without it an outside point stays *outside*.
@@ -223,61 +224,74 @@ def diagnose(
     t = thresholds or Thresholds()
     planned = planned_cost(objective, len(point.grids), t, depth)
     before = Counter(objective.cost)
-    stages = 6 if depth == "full" else 3
-    progress("radius", 0, stages)
+    progress("radius", 0, 6)
     around = surroundings or survey_surroundings(objective, point.reference, point.step, t, depth)
     base = around.float_loss
-    progress("segment", 1, stages)
+    progress("segment", 1, 6)
     losses = objective.losses(point.weights)
     loss = float(losses.mean())
     stderr = float((losses - around.float_losses).std() / math.sqrt(max(len(losses), 1))) if len(losses) > 1 else 0.0
+    low = loss <= base + t.tolerance_nats
+    deep = depth == "full" or (depth == "auto" and not low)
     way = basin.segment(
         objective, point.reference, point.weights, point.step,
         tolerance=t.tolerance_nats, points=t.points, rising=t.rising, base=base,
     )  # fmt: skip
-    progress("layers", 2, stages)
-    rows = _layers(objective, point, base)
+    progress("layers", 2, 6)
+    rows = _layers(objective, point, base, alone=deep or depth == "losses")
     saturated = sum(row.saturated * row.weights for row in rows) / max(sum(row.weights for row in rows), 1)
-    low = loss <= base + t.tolerance_nats
     renewed = None
     if not low and math.isfinite(loss) and objective.has_norms and objective.batchnorm == "frozen":
         renewed = objective.losses_with(point.weights, objective.reestimated(point.weights))
     pull, parts, values = None, None, ()
     seen = seen_rounded = math.nan
-    if depth == "full" and math.isfinite(loss):
-        progress("walls", 3, stages)
+    if deep and math.isfinite(loss):
+        progress("walls", 3, 6)
         normal, operator = _normal(objective, point, t)
         values = normal.values
         displacement = space.sub(point.weights, point.reference)
         parts = river.split(displacement, point.step, normal.basis)
-        progress("pull", 4, stages)
+        progress("pull", 4, 6)
         pull = river.inward_pull(
             objective, point.reference, point.weights, point.step,
             basis=normal.basis, base=base, seed=t.seed, latent_gradient=around.latent_gradient,
         )  # fmt: skip
-        progress("visibility", 5, stages)
+        progress("visibility", 5, 6)
         if not low:
             if around.float_product is not None:
                 seen = curvature.visibility(around.float_product, displacement, loss - base)
             seen_rounded = curvature.visibility(operator, displacement, loss - base)
-    certificate = None
-    if nearby is not None:
-        certificate = certify(objective, point, nearby, base)
-    verdict, reasons, advice = _judge(
-        point, t, base, loss, way, around, saturated, renewed, certificate, search, seen
-    )
-    progress("verdict", stages, stages)
     spent = Counter(objective.cost)
     spent.subtract(before)
-    return Diagnosis(
-        verdict=verdict, reasons=reasons, advice=advice, float_loss=base, loss=loss, stderr=stderr,
+    found = Diagnosis(
+        verdict="outside", reasons=(), advice="", float_loss=base, loss=loss, stderr=stderr,
         reach=way.reach_steps, margin=_ratio(way.edge_steps, way.reach_steps),
         luck=_ratio(way.edge_steps, around.typical.steps), typical=around.typical, worst=around.worst,
         segment=way, pull=pull, normal_split=parts, normal_values=values, visibility=seen,
         visibility_rounded=seen_rounded, saturated=saturated, reestimated_loss=renewed, layers=rows,
-        certificate=certificate, search=search, thresholds=t, planned=planned,
+        certificate=None, search=None, thresholds=t, planned=planned,
         spent={k: v for k, v in spent.items() if v}, provenance=dict(point.provenance),
     )  # fmt: skip
+    progress("verdict", 6, 6)
+    return conclude(objective, point, found, nearby, search)
+
+
+def conclude(
+    objective: Objective,
+    point: QuantizedPoint,
+    found: Diagnosis,
+    nearby: QuantizedPoint | None = None,
+    search: Search | None = None,
+) -> Diagnosis:
+    """The verdict that the measurements support, given what a search found nearby.
+
+    Cost: with ``nearby`` one forward and one calibration forward, else none.
+    """
+    certificate = None if nearby is None else certify(objective, point, nearby, found.float_loss)
+    verdict, reasons, advice = judge(replace(found, certificate=certificate, search=search))
+    return replace(
+        found, verdict=verdict, reasons=reasons, advice=advice, certificate=certificate, search=search
+    )
 
 
 def _ratio(a: float, b: float) -> float:
@@ -294,7 +308,7 @@ def _normal(objective: Objective, point: QuantizedPoint, t: Thresholds) -> tuple
     return Normal(pairs.vectors, pairs.values, pairs.residuals, pairs.iterations, t.seed), product
 
 
-def _layers(objective: Objective, point: QuantizedPoint, base: float) -> tuple[LayerRow, ...]:
+def _layers(objective: Objective, point: QuantizedPoint, base: float, alone: bool) -> tuple[LayerRow, ...]:
     rows = []
     for name, grid in point.grids.items():
         weight, value = point.reference[name], point.weights[name]
@@ -306,7 +320,7 @@ def _layers(objective: Objective, point: QuantizedPoint, base: float) -> tuple[L
                 bits_per_weight=grid.bits_per_weight,
                 reach=space.rms({name: value - weight}, {name: point.step[name]}),
                 saturated=float(grid.saturated(weight).double().mean()) if weight.numel() else 0.0,
-                alone_nats=objective.loss({name: value}) - base,
+                alone_nats=objective.loss({name: value}) - base if alone else None,
                 output_error=point.notes.get(name, {}).get("output_error"),
             )
         )
@@ -339,20 +353,12 @@ def certify(objective: Objective, failed: QuantizedPoint, found: QuantizedPoint,
     return Certificate(loss, loss - base, found.reach, changed, levels, failed_local, found_local)
 
 
-def _judge(
-    point: QuantizedPoint,
-    t: Thresholds,
-    base: float,
-    loss: float,
-    way: Segment,
-    around: Surroundings,
-    saturated: float,
-    renewed: float | None,
-    certificate: Certificate | None,
-    search: Search | None,
-    seen: float,
-) -> tuple[str, tuple[str, ...], str]:
-    tau, rise = t.tolerance_nats, loss - base
+def judge(d: Diagnosis) -> tuple[str, tuple[str, ...], str]:
+    """Verdict, reasons and advice from the measurements alone. Cost: none."""
+    t, way, loss, base = d.thresholds, d.segment, d.loss, d.float_loss
+    tau, rise = t.tolerance_nats, d.rise
+    margin, renewed, saturated, seen = d.margin, d.reestimated_loss, d.saturated, d.visibility
+    certificate, search = d.certificate, d.search
     reasons: list[str] = []
     if not math.isfinite(loss):
         return (
@@ -360,7 +366,6 @@ def _judge(
             (f"The deployed loss is {loss}: an overflow or a division by zero, not a wall.",),
             "Check the model's numerics in its own precision, then quantize again.",
         )
-    margin = _ratio(way.edge_steps, way.reach_steps)
     if rise <= tau:
         reasons.append(f"The deployed loss is {rise:+.3f} nats from the float loss; up to {tau:.3f} counts as low.")
         if way.membership == "beyond":
@@ -389,8 +394,8 @@ def _judge(
         )
         if certificate.blind:
             reasons.append(
-                f"The local objective prefers the failed point ({certificate.local_failed:.3g} against "
-                f"{certificate.local_found:.3g}): it is blind to the wall."
+                f"The local objective prefers the failed point ({certificate.local_failed:.4g} against "
+                f"{certificate.local_found:.4g}): it is blind to the wall."
             )
         return "bad point", tuple(reasons), "Keep the grid and choose another point on it: take the recovered one."
     if search is not None:

@@ -261,19 +261,13 @@ class Objective:
             for name in [n for n in self.weights if n in wanted]:
                 visit(Visit(name, self._dense_hessian(name), 1))
             return
-        parameters = dict(self.model.named_parameters())
-        try:
-            stream(
-                self.model,
-                {n: layer for n, layer in self.layers.items() if n in wanted},
-                lambda batch: self.forward({}, batch),
-                self.calibration,
-                visit,
-            )
-        finally:
-            with torch.no_grad():
-                for name in self.weights:
-                    parameters[name].copy_(self.weights[name])
+        stream(
+            self.model,
+            {n: layer for n, layer in self.layers.items() if n in wanted},
+            lambda batch: self.forward({}, batch),
+            self.calibration,
+            visit,
+        )
 
     def _dense_hessian(self, name: str) -> Tensor:
         weight = self.weights[name]

@@ -130,3 +130,15 @@ def test_visibility_is_one_in_a_quadratic_and_small_at_a_wall():
     away = {"w": torch.tensor([2.0, 0.0], dtype=torch.float64)}
     rise = wall.loss(space.add(wall.weights, away)) - wall.loss({})
     assert curvature.visibility(curvature.products(wall, wall.weights), away, rise) < 0.01
+
+
+def test_products_survive_a_calibration_in_between():
+    """Retained graphs hold the model's tensors: calibration may replace weights, never write into them."""
+    from thalweg.point import quantize
+
+    objective = Objective(tiny_llama(), [tiny_tokens()], "causal_lm")
+    w = {n: v for n, v in objective.weights.items() if "lm_head" not in n}
+    product, v = curvature.products(objective, w), space.random_like(w, 0)
+    before = product(v)
+    quantize(objective, "w2", "gptq")
+    assert space.fingerprint(product(v)) == space.fingerprint(before)
