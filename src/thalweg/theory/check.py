@@ -10,9 +10,10 @@ from typing import Any
 class Check:
     """A statement and its evidence.
 
-    ``origin``: ``"paper"`` (arXiv 2606.09012), ``"literature"`` or ``"ours"``. ``violations``: instances that contradict
-    the statement. ``ratio``: (smallest, median, largest) of bound over actual value where the statement is a bound.
-    ``figures``: other numbers by name. ``verdict``: one or two words. ``test``: ``file::function`` that runs it.
+    ``origin``: ``"paper"`` (arXiv 2606.09012), ``"literature"`` or ``"ours"``. ``violations``: instances that
+    contradict the statement. ``ratio``: (smallest, median, largest) of bound over actual value where the
+    statement is a bound. ``figures``: other numbers by name. ``verdict``: one or two words. ``test``:
+    ``file::function`` that runs it.
     """
 
     name: str

@@ -75,7 +75,8 @@ class Codebook:
 
     def overshoot(self, before: Tensor, after: Tensor, latent: Tensor) -> Tensor:
         """``Σ gap·b`` of each weight over the thresholds between two codes, b being how far the latent weight
-        lies beyond the threshold. Prefix sums over thresholds: O(1) per weight, any number of levels jumped."""
+        lies beyond the threshold. Prefix sums over thresholds: O(1) per weight, any number of levels
+        jumped."""
         gap = self.levels.diff()
         middle = (self.levels[1:] + self.levels[:-1]) / 2
         gaps = torch.cat([gap.new_zeros(1), gap.cumsum(0)])
@@ -90,5 +91,9 @@ class Codebook:
             gap, middle = self.levels[j + 1] - self.levels[j], (self.levels[j + 1] + self.levels[j]) / 2
             up = (before <= j) & (after > j)
             down = (before > j) & (after <= j)
-            total = total + torch.where(up, gap * (unit - middle), 0) + torch.where(down, gap * (middle - unit), 0)
+            total = (
+                total
+                + torch.where(up, gap * (unit - middle), 0)
+                + torch.where(down, gap * (middle - unit), 0)
+            )
         return total * self.scale.square()

@@ -1,8 +1,9 @@
-"""Where straight-through training fails, as named valleys that run through the library's own objective and loop.
+"""Where straight-through training fails, as named valleys that run through the library's own objective and
+loop.
 
-Each function returns a :class:`Trap`: a loss, a grid, a start and a rate for which the theorems' assumptions fail and the
-deployed point never enters the basin, although (where ``cure`` says so) one change brings it in. :func:`run` trains it with
-:func:`thalweg.train.train`; proofs are in docs/theory/counterexamples.md. Ours.
+Each function returns a :class:`Trap`: a loss, a grid, a start and a rate for which the theorems' assumptions
+fail and the deployed point never enters the basin, although (where ``cure`` says so) one change brings it in.
+:func:`run` trains it with :func:`thalweg.train.train`; proofs are in docs/theory/counterexamples.md. Ours.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from ..train import Recipe, train
 
 @dataclass(frozen=True)
 class Trap:
-    """``normal``: unit vector; ``centre``: a river point; the basin is ``|⟨ν, w - centre⟩| ≤ radius`` with the wall
-    ``(stiff/2)(|z| - floor)_+²``; ``drift``: constant gradient along the river. ``start``: first latent weights. ``section``:
-    of the theory. ``cure``: what would bring the deployed point in (empty: nothing on this grid)."""
+    """``normal``: unit vector; ``centre``: a river point; the basin is ``|⟨ν, w - centre⟩| ≤ radius`` with
+    the wall ``(stiff/2)(|z| - floor)_+²``; ``drift``: constant gradient along the river. ``start``: first
+    latent weights. ``section``: of the theory. ``cure``: what would bring the deployed point in (empty:
+    nothing on this grid)."""
 
     name: str
     section: str
@@ -67,9 +69,10 @@ def unit_grid(size: int, low: int = -16, high: int = 15) -> Grid:
 
 
 def run(trap: Trap, steps: int = 200, rule: str = "ste") -> list[bool]:
-    """Membership of the deployed point at steps 0..steps. ``rule``: ``"ste"`` through :func:`thalweg.train.train`;
-    ``"clipped"`` with the gradient stopped outside the grid's range; ``"latent"`` with the gradient at the latent weights.
-    Cost: one gradient per step and, for ``ste``, two forwards."""
+    """Membership of the deployed point at steps 0..steps. ``rule``: ``"ste"`` through
+    :func:`thalweg.train.train`; ``"clipped"`` with the gradient stopped outside the grid's range;
+    ``"latent"`` with the gradient at the latent weights. Cost: one gradient per step and, for ``ste``, two
+    forwards."""
     objective, grids = trap.objective(), {"w": trap.grid}
     if rule == "ste":
         point = QuantizedPoint({"w": trap.start.clone()}, {"w": trap.grid.encode(trap.start)}, grids)
@@ -94,43 +97,84 @@ def _vector(*values: float) -> Tensor:
 
 
 def straddling_pair() -> Trap:
-    """7.1: the two levels of one weight lie on either side of the basin, which is narrower than their distance."""
+    """7.1: the two levels of one weight lie on either side of the basin, which is narrower than their
+    distance."""
     nu = _vector(math.sqrt(0.77), math.sqrt(0.23))
     return Trap(
-        "straddling pair", "7.1", nu, _vector(0.5, 0.0), _vector(0.5, 0.0) + 0.001 * nu, unit_grid(2), 0.01, 0.3, 0.1, 1.0,
-        "gap·|ν_i| = 0.877 exceeds 2R = 0.6: the latent weight crosses its threshold back and forth, and the deployed "
+        "straddling pair",
+        "7.1",
+        nu,
+        _vector(0.5, 0.0),
+        _vector(0.5, 0.0) + 0.001 * nu,
+        unit_grid(2),
+        0.01,
+        0.3,
+        0.1,
+        1.0,
+        "gap·|ν_i| = 0.877 exceeds 2R = 0.6: the latent weight crosses its threshold back and forth, and "
+        "the deployed "
         "point jumps over the basin each time.",
         "A finer grid, or a rounding that moves the second weight (grid points inside the basin exist).",
-    )  # fmt: skip
+    )
 
 
 def step_too_large() -> Trap:
-    """7.2: the basin is wide enough for Theorem A, but a step carries the latent weight to the mirror point."""
+    """7.2: the basin is wide enough for Theorem A, but a step carries the latent weight to the mirror
+    point."""
     nu, far, radius = _vector(1.0, 0.0), 2.0, 0.6
     rate = 2 * far / (far - 0.5)  # η ψ'(far) = 2 far
     return Trap(
-        "step too large", "7.2", nu, _vector(0.0, 0.0), _vector(far, 0.2), unit_grid(2), rate, radius, 0.5, 1.0,
-        "ηψ' = 2z: the latent weight lands at -z and comes back, with period two.", "A tenth of the rate.",
-    )  # fmt: skip
+        "step too large",
+        "7.2",
+        nu,
+        _vector(0.0, 0.0),
+        _vector(far, 0.2),
+        unit_grid(2),
+        rate,
+        radius,
+        0.5,
+        1.0,
+        "ηψ' = 2z: the latent weight lands at -z and comes back, with period two.",
+        "A tenth of the rate.",
+    )
 
 
 def incompatible_grid() -> Trap:
     """7.3: the river runs halfway between two levels of the only weight that matters."""
     nu = _vector(1.0, 0.0)
     return Trap(
-        "incompatible grid", "7.3", nu, _vector(0.5, 0.0), _vector(0.6, 0.3), unit_grid(2), 0.05, 0.4, 0.2, 1.0,
+        "incompatible grid",
+        "7.3",
+        nu,
+        _vector(0.5, 0.0),
+        _vector(0.6, 0.3),
+        unit_grid(2),
+        0.05,
+        0.4,
+        0.2,
+        1.0,
         "Every grid point has |z| ≥ ½ > R: there is nothing to recover to.",
-    )  # fmt: skip
+    )
 
 
 def saturated_clip() -> Trap:
     """7.4: clipped straight-through training stops the gradient of a weight beyond the outermost level."""
     nu = _vector(1.0, 0.0)
     return Trap(
-        "saturated weight", "7.4", nu, _vector(6.0, 0.0), _vector(7.3, 0.2), unit_grid(2, -8, 7), 0.05, 0.6, 0.3, 1.0,
-        "The latent weight 7.3 lies beyond the top level 7, so that the clipped gradient is zero and it never moves.",
+        "saturated weight",
+        "7.4",
+        nu,
+        _vector(6.0, 0.0),
+        _vector(7.3, 0.2),
+        unit_grid(2, -8, 7),
+        0.05,
+        0.6,
+        0.3,
+        1.0,
+        "The latent weight 7.3 lies beyond the top level 7, so that the clipped gradient is zero and it "
+        "never moves.",
         "Pass the gradient to saturated weights, as the library's estimator does.",
-    )  # fmt: skip
+    )
 
 
 def flat_core() -> Trap:
@@ -143,19 +187,28 @@ def flat_core() -> Trap:
     )  # fmt: skip
 
 
-TRAPS: tuple[Callable[[], Trap], ...] = (straddling_pair, step_too_large, incompatible_grid, saturated_clip, flat_core)
+TRAPS: tuple[Callable[[], Trap], ...] = (
+    straddling_pair,
+    step_too_large,
+    incompatible_grid,
+    saturated_clip,
+    flat_core,
+)
 
 RULE = {"saturated weight": "clipped", "flat core": "latent"}
 """The rule under which a trap closes, where it is not plain straight-through training."""
 
 
 def cured(trap: Trap) -> Trap | None:
-    """The trap with its cure applied where that is a number or the rule; None where there is none on this grid."""
+    """The trap with its cure applied where that is a number or the rule; None where there is none on this
+    grid."""
     if trap.name == "step too large":
         return replace(trap, rate=trap.rate / 10)
     if trap.name in RULE:
         return trap  # the cure is plain straight-through training
     if trap.name == "straddling pair":
         levels = torch.arange(-64, 64, dtype=torch.float32)
-        return replace(trap, grid=Grid(trap.grid.layout, levels, torch.full_like(trap.grid.scale, 0.25), None, "finer"))
+        return replace(
+            trap, grid=Grid(trap.grid.layout, levels, torch.full_like(trap.grid.scale, 0.25), None, "finer")
+        )
     return None

@@ -1,14 +1,15 @@
-"""The four phase diagrams: what simulation does in each cell, and the lines where theory says that it changes.
+"""The four phase diagrams: what simulation does in each cell, and the lines where theory says that it
+changes.
 
-Each function returns a :class:`Diagram`: numbers only, no drawing (see :mod:`thalweg.theory.figures`). ``agreement`` is
-the share of cells outside a band of one cell around every line whose simulated class is the predicted one.
+Each function returns a :class:`Diagram`: numbers only, no drawing (see :mod:`thalweg.theory.figures`).
+``agreement`` is the share of cells outside a band of one cell around every line whose simulated class is the
+predicted one.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,9 +18,8 @@ import torch
 from torch import Tensor
 
 from .dynamics import lattice, simulate
-from .recovery import theorem_a, theorem_c, theorem_e
 from .scaling import BAND, chatter, mean_square
-from .valleys import normal, uniform
+from .valleys import uniform
 
 Array = np.ndarray
 Line = tuple[str, Array, Array]
@@ -27,8 +27,9 @@ Line = tuple[str, Array, Array]
 
 @dataclass(frozen=True)
 class Diagram:
-    """``simulated``, ``predicted``: class of each cell, ``[len(y), len(x)]``; ``classes``: their names; ``lines``: (label,
-    x, y) of theory; ``judged``: cells outside the bands; ``says``: the conclusion with its numbers."""
+    """``simulated``, ``predicted``: class of each cell, ``[len(y), len(x)]``; ``classes``: their names;
+    ``lines``: (label, x, y) of theory; ``judged``: cells outside the bands; ``says``: the conclusion with its
+    numbers."""
 
     name: str
     title: str
@@ -55,44 +56,9 @@ class Diagram:
         return float((self.simulated == self.predicted)[self.judged].mean())
 
 
-@dataclass(frozen=True)
-class Curve:
-    """Recovery times against one parameter. ``median``, ``latest``: over ``runs`` per value; ``bound``: the least bound of
-    those runs' theorem; ``within``: share of runs below their own bound."""
-
-    name: str
-    x_label: str
-    x: Array
-    median: Array
-    latest: Array
-    bound: Array
-    bound_label: str
-    runs: int
-    within: float
-
-
-@dataclass(frozen=True)
-class Times:
-    """The fourth diagram: three curves and what they say."""
-
-    name: str
-    title: str
-    curves: tuple[Curve, ...]
-    says: str
-
-    @property
-    def cells(self) -> int:
-        """Runs judged."""
-        return sum(c.runs * len(c.x) for c in self.curves)
-
-    @property
-    def agreement(self) -> float:
-        """Share of runs within their bound."""
-        return sum(c.within * c.runs * len(c.x) for c in self.curves) / self.cells
-
-
 def off_lines(predicted: Array) -> Array:
-    """True where a cell and its eight neighbours are predicted alike: outside a band of one cell around each line."""
+    """True where a cell and its eight neighbours are predicted alike: outside a band of one cell around each
+    line."""
     padded = np.pad(predicted, 1, mode="edge")
     rows, columns = predicted.shape
     same = np.ones_like(predicted, dtype=bool)
@@ -106,8 +72,8 @@ def _share(mask: Array) -> str:
 
 
 def damping_line(zeta: Array, theta: float, u: float) -> Array:
-    """λ of (5.1) above which the damped proxy prefers the good point: ``λ/(1+λ) = α(2u-α)/(δ(δ-2ζ))``; infinite where
-    no damping helps."""
+    """λ of (5.1) above which the damped proxy prefers the good point: ``λ/(1+λ) = α(2u-α)/(δ(δ-2ζ))``;
+    infinite where no damping helps."""
     alpha, delta = math.cos(theta) - math.sin(theta), math.cos(theta) + math.sin(theta)
     with np.errstate(divide="ignore", invalid="ignore"):
         kappa = alpha * (2 * u - alpha) / (delta * (delta - 2 * zeta))
@@ -136,14 +102,23 @@ def damping(columns: int = 60, rows: int = 48, theta: float = math.radians(32), 
     curve = damping_line(fine, theta, u)
     shown = curve <= lam[-1]
     return Diagram(
-        "damping", "Which point does a second-order proxy choose?", lam, zeta, "damping λ (share of the tangential curvature)",
-        "height ζ of the checkpoint above the river", ("inside the basin", "outside"), simulated, predicted, judged,
+        "damping",
+        "Which point does a second-order proxy choose?",
+        lam,
+        zeta,
+        "damping λ (share of the tangential curvature)",
+        "height ζ of the checkpoint",
+        ("inside the basin", "outside"),
+        simulated,
+        predicted,
+        judged,
         (("formula (5.1)", curve[shown], fine[shown]),),
-        f"Without damping the proxy leaves the basin at every height; at the river (ζ = 0) a damping of {zero:.3f} is "
+        f"Without damping the proxy leaves the basin at every height; at the river (ζ = 0) a damping of "
+        f"{zero:.3f} is "
         f"enough to stay, at ζ = 0.6 it takes {high:.2f}. {_share((simulated == predicted)[judged])} of "
         f"{int(judged.sum())} cells agree with (5.1).",
         {"threshold_at_river": zero},
-    )  # fmt: skip
+    )
 
 
 def _dense_normal(gen: torch.Generator, size: int, present: int) -> Tensor:
@@ -161,10 +136,10 @@ def _wall(q: Tensor, centre: Tensor, nu: Tensor, radius: Tensor) -> Tensor:
 def density(columns: int = 40, size: int = 64, phases: int = 8, steps: int = 3000, seed: int = 0) -> Diagram:
     """(ii) Basin width against density of the normal in codimension 1: the window between ½‖ν‖_∞ and ½‖ν‖₁.
 
-    Each cell runs ``phases`` random checkpoints on the river and the two worst: every weight nearly half a step away on
-    the same side (within 3 %, so that thresholds do not coincide; trained at a tenth of the rate), and the largest weight
-    midway between two levels. Class: rounding always inside; rounding leaves and training returns from every start;
-    training fails from some start.
+    Each cell runs ``phases`` random checkpoints on the river and the two worst: every weight nearly half a
+    step away on the same side (within 3 %, so that thresholds do not coincide; trained at a tenth of the
+    rate), and the largest weight midway between two levels. Class: rounding always inside; rounding leaves
+    and training returns from every start; training fails from some start.
     """
     gen = torch.Generator().manual_seed(seed)
     present = np.unique(np.round(np.geomspace(1, size, 16)).astype(int))
@@ -195,30 +170,47 @@ def density(columns: int = 40, size: int = 64, phases: int = 8, steps: int = 300
         entered = rounded.clone()
         if bool(out.any()):
             few = simulate(
-                lambda q, c=centre[out], nu=nu, r=r[out]: _wall(q, c, nu, r), start[out], lattice(1.0), rate[out],
+                lambda q, c=centre[out], nu=nu, r=r[out]: _wall(q, c, nu, r),
+                start[out],
+                lattice(1.0),
+                rate[out],
                 steps,
                 inside=lambda q, c=centre[out], nu=nu, r=r[out]: ((q - c) @ nu).abs() <= r,
-            )  # fmt: skip
+            )
             entered[out] = few.entered
-        keeps, recovers = rounded.view(columns, starts).all(1).numpy(), entered.view(columns, starts).all(1).numpy()
+        keeps, recovers = (
+            rounded.view(columns, starts).all(1).numpy(),
+            entered.view(columns, starts).all(1).numpy(),
+        )
         lost.append(1 - rounded.view(columns, starts)[:, :phases].double().mean(1).numpy())
         simulated[row] = np.where(keeps, 0, np.where(recovers, 1, 2))
         predicted[row] = np.where(radius >= total, 0, np.where(radius >= top, 1, 2))
     judged = off_lines(predicted)
     share = present / size
     return Diagram(
-        "density", "When does training recover what rounding loses?", radius, share, "basin radius R / grid step Δ",
-        "density of the normal (share of weights in ν)",
-        ("rounding stays inside", "rounding leaves, training returns", "training can fail"), simulated, predicted, judged,
+        "density",
+        "When does training recover what rounding loses?",
+        radius,
+        share,
+        "basin radius R / grid step Δ",
+        "share of weights in the normal ν",
+        ("rounding stays inside", "rounding leaves, training returns", "training can fail"),
+        simulated,
+        predicted,
+        judged,
         (("½‖ν‖∞", np.array(inner), share), ("½‖ν‖₁", np.array(outer), share)),
-        f"Between ½‖ν‖∞ and ½‖ν‖₁ rounding can leave the basin and training always returns; the window is empty for a "
-        f"normal along one weight and spans a factor of {outer[-1] / inner[-1]:.0f} for one through all {size}. "
+        f"Between ½‖ν‖∞ and ½‖ν‖₁ rounding can leave the basin and training always returns; the window is "
+        f"empty for a "
+        f"normal along one weight and spans a factor of {outer[-1] / inner[-1]:.0f} for one through all "
+        f"{size}. "
         f"{_share((simulated == predicted)[judged])} of {int(judged.sum())} cells agree.",
         {"rounding_lost_share": np.array(lost).round(3).tolist()},
-    )  # fmt: skip
+    )
 
 
-def codimension(columns: int = 20, rows: int = 44, size: int = 256, instances: int = 24, seed: int = 0) -> Diagram:
+def codimension(
+    columns: int = 20, rows: int = 44, size: int = 256, instances: int = 24, seed: int = 0
+) -> Diagram:
     """(iii) Basin width against the share of wall directions: rounding's line √(D/(12n)) and training's band.
 
     Class from the rms normal distance of rounding and of training's iterates, and from the best iterate.
@@ -230,7 +222,11 @@ def codimension(columns: int = 20, rows: int = 44, size: int = 256, instances: i
     for column, n in enumerate(codims):
         seen = chatter(size, int(n), instances, burn=500, keep=500, seed=seed + int(n))
         unit = n / math.sqrt(size)
-        rounding, rms, best = mean_square(seen.rounding) / unit, mean_square(seen.rms) / unit, float(seen.best.median()) / unit
+        rounding, rms, best = (
+            mean_square(seen.rounding) / unit,
+            mean_square(seen.rms) / unit,
+            float(seen.best.median()) / unit,
+        )
         constants.append(rms)
         bests.append(best)
         round_at.append(rounding)
@@ -247,122 +243,28 @@ def codimension(columns: int = 20, rows: int = 44, size: int = 256, instances: i
     # where the lines have crossed, training is not needed and only rounding's line counts
     agreed = (merged == predicted)[judged]
     return Diagram(
-        "codimension", "How many wall directions can rounding and training bear?", share, y, "share of wall directions n/D",
+        "codimension",
+        "How many wall directions can rounding and training bear?",
+        share,
+        y,
+        "share of wall directions n/D",
         "basin radius in units of Δn/√D",
-        ("rounding stays inside", "training settles inside", "only its best iterates enter", "outside"), simulated,
-        np.where((predicted == 2) & (simulated == 3), 3, predicted), judged,
-        (("rounding √(D/12n)", share, line), ("training, lower", share, np.full_like(line, BAND[0])),
-         ("training, upper", share, np.full_like(line, BAND[1]))),
-        f"Rounding stays inside above √(D/12n); training settles at {min(constants):.2f} to {max(constants):.2f} Δn/√D and "
+        ("rounding stays inside", "training settles inside", "only its best iterates enter", "outside"),
+        simulated,
+        np.where((predicted == 2) & (simulated == 3), 3, predicted),
+        judged,
+        (
+            ("rounding √(D/12n)", share, line),
+            ("training, lower", share, np.full_like(line, BAND[0])),
+            ("training, upper", share, np.full_like(line, BAND[1])),
+        ),
+        f"Rounding stays inside above √(D/12n); training settles at {min(constants):.2f} to "
+        f"{max(constants):.2f} Δn/√D and "
         f"its best iterates reach {min(bests):.2f} to {max(bests):.2f}. The gap closes near n/D = 0.29. "
         f"{_share(agreed)} of {len(agreed)} cells agree outside the band.",
-        {"constants": np.round(constants, 3).tolist(), "best": np.round(bests, 3).tolist(),
-         "rounding_over_line": np.round(np.array(round_at) / line, 3).tolist()},
-    )  # fmt: skip
-
-
-def _times(
-    x: Array, setting: Callable[[float], tuple[Tensor, Tensor, Tensor]], name: str, label: str, bound_label: str
-) -> Curve:
-    """One curve from a function of the parameter that returns (times, bounds, usable)."""
-    median, latest, bounds, within, runs = [], [], [], [], []
-    for value in x:
-        times, bound, use = setting(float(value))
-        times, bound = times[use], bound[use]
-        median.append(float(times.median()) if len(times) else math.nan)
-        latest.append(float(times.max()) if len(times) else math.nan)
-        bounds.append(float(bound.max()) if len(times) else math.nan)
-        within.append(float((times <= bound).double().mean()) if len(times) else 1.0)
-        runs.append(len(times))
-    return Curve(
-        name, label, x, np.array(median), np.array(latest), np.array(bounds), bound_label,
-        int(np.mean(runs)), float(np.average(within, weights=np.maximum(runs, 1))),
-    )  # fmt: skip
-
-
-def times(points: int = 12, runs: int = 60, seed: int = 0) -> Times:
-    """(iv) Recovery time against the learning rate, the grid-to-basin ratio Λ and gradient noise, with the bounds.
-
-    Codimension 1 in 32 dimensions, unit grid, a wall of slope one outside the basin.
-    """
-    size = 32
-
-    def valley(ratio: float, gen: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        nu = normal(gen, runs * 8, size)
-        nu = nu / nu.norm(dim=1, keepdim=True)
-        h = 0.5 * nu.abs().sum(1)
-        radius = h / ratio
-        centre = uniform(gen, (runs * 8, size), -2, 2)
-        start = centre + (0.98 * radius).unsqueeze(1) * nu
-        use = (((start.round() - centre) * nu).sum(1) > radius).nonzero().squeeze(1)[:runs]
-        return nu[use], centre[use], start[use], radius[use], h[use]
-
-    def train(
-        nu: Tensor, centre: Tensor, start: Tensor, radius: Tensor, rate: float, limit: int,
-        noise: Callable[[int], Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        height = lambda q: ((q - centre) * nu).sum(1)  # noqa: E731
-        jump, last = torch.zeros_like(radius), height(start.round())
-
-        def watch(k: int, w: Tensor, q: Tensor, g: Tensor, outside: Tensor) -> None:
-            nonlocal jump, last
-            here = height(q)
-            jump = torch.where(outside, torch.maximum(jump, (here - last).abs()), jump)
-            last = here
-
-        course = simulate(
-            lambda q: (height(q).sign() * (height(q).abs() > 0.9 * radius)).unsqueeze(1) * nu, start, lattice(1.0), rate,
-            limit, rule="ste" if noise is None else "noisy", noise=noise,
-            inside=lambda q: height(q).abs() <= radius, observe=watch,
-        )  # fmt: skip
-        return torch.where(course.entered, course.entry.double(), torch.inf), jump
-
-    def against_rate(rate: float) -> tuple[Tensor, Tensor, Tensor]:
-        nu, centre, start, radius, h = valley(0.8, torch.Generator().manual_seed(seed))
-        bound = theorem_a(rate, radius, h, 1.0, 1.0, 0.98 * radius)
-        found, _ = train(nu, centre, start, radius, rate, int(bound.steps.max()) + 1)
-        return found, bound.steps, bound.valid
-
-    def against_ratio(ratio: float) -> tuple[Tensor, Tensor, Tensor]:
-        nu, centre, start, radius, h = valley(ratio, torch.Generator().manual_seed(seed))
-        rate = 0.002
-        limit = theorem_c(rate, radius, h, 1.0, 0.0, 0.98 * radius).steps
-        found, jump = train(nu, centre, start, radius, rate, int(limit.max()) + 1)
-        bound = theorem_c(rate, radius, h, 1.0, jump, 0.98 * radius)
-        return found, bound.steps, bound.valid
-
-    def against_noise(level: float) -> tuple[Tensor, Tensor, Tensor]:
-        nu, centre, start, radius, h = valley(0.5, torch.Generator().manual_seed(seed))
-        draw = torch.Generator().manual_seed(seed + 1)
-        margin, rate = radius - h, 2e-3
-        sigma = level * margin
-        bound = theorem_e(
-            rate, radius, 2 * radius, h, margin, 1.0, sigma * math.sqrt(size), sigma, 0.98 * radius, 0.05
-        )
-        shake = lambda k: sigma.unsqueeze(1) * (torch.randint(0, 2, start.shape, generator=draw) * 2.0 - 1)  # noqa: E731
-        found, _ = train(nu, centre, start, radius, rate, 6000, shake)
-        return found, bound.steps, bound.valid
-
-    curves = (
-        _times(np.geomspace(0.002, 0.5, points), against_rate, "rate", "learning rate η", "Theorem A"),
-        _times(np.geomspace(0.6, 8.0, points), against_ratio, "ratio", "grid over basin Λ = h/R", "Theorem C"),
-        _times(np.geomspace(0.01, 1.6, points), against_noise, "noise", "noise σ / inward margin m", "Theorem E, δ = 0.05"),
+        {
+            "constants": np.round(constants, 3).tolist(),
+            "best": np.round(bests, 3).tolist(),
+            "rounding_over_line": np.round(np.array(round_at) / line, 3).tolist(),
+        },
     )
-    rate, ratio, noise = curves
-    slope = np.polyfit(np.log(rate.x[:6]), np.log(np.maximum(rate.median[:6], 1)), 1)[0]
-    return Times(
-        "times", "How long does recovery take?", curves,
-        f"The time falls as the learning rate to the power {slope:.2f} until one step is enough; it hardly depends on "
-        f"Λ (medians {np.nanmin(ratio.median):.0f} to {np.nanmax(ratio.median):.0f} steps) nor on noise up to the margin. "
-        f"{100 * min(rate.within, ratio.within):.0f} % of the runs without noise are within their bound, and "
-        f"{100 * noise.within:.0f} % of the noisy ones.",
-    )  # fmt: skip
-
-
-def every(quick: bool = False, seed: int = 0) -> tuple[Diagram | Times, ...]:
-    """All four. Cost: about half a minute on one core; ``quick`` a few seconds."""
-    if quick:
-        return (
-            damping(30, 24), density(24, 32, 4, 1000, seed), codimension(10, 30, 128, 12, seed), times(6, 24, seed)
-        )  # fmt: skip
-    return damping(), density(seed=seed), codimension(seed=seed), times(seed=seed)

@@ -44,8 +44,8 @@ def lattice(gap: Tensor | float, offset: Tensor | float = 0.0) -> Field:
 
 @dataclass(frozen=True)
 class Course:
-    """What happened. ``latent``, ``deployed``: the last points, ``[instances, D]``. ``entry``: the first
-    step k with ``q_k`` inside (``steps`` where there was none, see ``entered``). ``inside_last``: whether the last
+    """What happened. ``latent``, ``deployed``: the last points, ``[instances, D]``. ``entry``: the first step
+    k with ``q_k`` inside (``steps`` where there was none, see ``entered``). ``inside_last``: whether the last
     deployed point was inside. ``flips``: coordinates changed, summed over the steps, per instance."""
 
     latent: Tensor
@@ -184,20 +184,37 @@ def check_vectorised(instances: int = 1000, seed: int = 0) -> Check:
         tick = time.perf_counter()
         for i in range(sample):
             _, _, entry, entered = simulate_one(
-                lambda x, i=i: (1 + stiff[i]) * height(x, i) * nu[i], start[i], rounding, rate, steps, rule=rule,
-                inside=lambda q, i=i: bool(height(q, i).abs() <= radius), noise=noise[:, i],
-            )  # fmt: skip
+                lambda x, i=i: (1 + stiff[i]) * height(x, i) * nu[i],
+                start[i],
+                rounding,
+                rate,
+                steps,
+                rule=rule,
+                inside=lambda q, i=i: bool(height(q, i).abs() <= radius),
+                noise=noise[:, i],
+            )
             same = entry == int(many.entry[i]) and entered == bool(many.entered[i])
             wrong += not same
         slow += time.perf_counter() - tick
         # a run to a fixed number of steps compares the points themselves
         w, _, _, _ = simulate_one(
-            lambda x: (1 + stiff[0]) * height(x, 0) * nu[0], start[0], rounding, rate, 50, rule=rule, noise=noise[:, 0]
+            lambda x: (1 + stiff[0]) * height(x, 0) * nu[0],
+            start[0],
+            rounding,
+            rate,
+            50,
+            rule=rule,
+            noise=noise[:, 0],
         )
         again = simulate(
-            lambda x: (1 + stiff[:1]) * height(x, slice(0, 1)).unsqueeze(1) * nu[:1], start[:1], rounding, rate, 50,
-            rule=rule, noise=lambda k: noise[k, :1],
-        )  # fmt: skip
+            lambda x: (1 + stiff[:1]) * height(x, slice(0, 1)).unsqueeze(1) * nu[:1],
+            start[:1],
+            rounding,
+            rate,
+            50,
+            rule=rule,
+            noise=lambda k: noise[k, :1],
+        )
         worst = max(worst, float((w - again.latent[0]).abs().max()))
     wrong += worst > 1e-12
     speed = (slow / sample) / (fast / instances)

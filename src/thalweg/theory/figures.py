@@ -1,8 +1,8 @@
 """Drawing the phase diagrams: SVG that follows the page's colours, PNG for everything else.
 
-matplotlib is imported when the first figure is drawn; without it a :class:`ThalwegError` says how to get it. Text and axes
-are drawn in one dark colour, which becomes ``currentColor`` in the SVG, so that figures read well on light and dark
-pages; backgrounds are transparent.
+matplotlib is imported when the first figure is drawn; without it a :class:`ThalwegError` says how to get it.
+Text and axes are drawn in one dark colour, which becomes ``currentColor`` in the SVG, so that figures read
+well on light and dark pages; backgrounds are transparent.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ThalwegError
-from .diagrams import Diagram, Times
+from .diagrams import Diagram
+from .recovery_times import Times
 
 INK = "#111827"
+LINE = "#0b1220"
 FILLS = {
     "damping": ("#5aa9c4", "#cf6249"),
     "density": ("#5aa9c4", "#e9c46a", "#cf6249"),
@@ -31,14 +33,15 @@ def _figure(height: float) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise ThalwegError(
-            "Drawing the diagrams needs matplotlib, which is not installed. Run `pip install thalweg[report]`."
+            "Drawing the diagrams needs matplotlib, which is not installed. Run `pip install "
+            "thalweg[report]`."
         ) from None
     return matplotlib, Figure(figsize=(4.6, height), layout="constrained")
 
 
 STYLE = {
     "svg.fonttype": "none",
-    "font.size": 9.5,
+    "font.size": 10.5,
     "text.color": INK,
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -74,19 +77,29 @@ def draw(diagram: Diagram | Times) -> Any:
     matplotlib, figure = _figure(4.1)
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
+    from matplotlib.patheffects import Normal, Stroke
 
     with matplotlib.rc_context(STYLE):
         axes = figure.subplots()
         logs = (bool(diagram.x.min() > 0), diagram.name != "damping")
         fills = FILLS[diagram.name][: len(diagram.classes)]
         axes.pcolormesh(
-            _edges(diagram.x, logs[0]), _edges(diagram.y, logs[1]), diagram.simulated, cmap=ListedColormap(fills),
-            vmin=-0.5, vmax=len(fills) - 0.5, rasterized=True,
-        )  # fmt: skip
+            _edges(diagram.x, logs[0]),
+            _edges(diagram.y, logs[1]),
+            diagram.simulated,
+            cmap=ListedColormap(fills),
+            vmin=-0.5,
+            vmax=len(fills) - 0.5,
+            rasterized=True,
+        )
         for (label, x, y), dash in zip(diagram.lines, DASHES, strict=False):
-            axes.plot(x, y, color=INK, linewidth=1.6, linestyle=dash, label=label)
+            # dark with a light casing: legible on every fill, in the legend on every page
+            casing = [Stroke(linewidth=3.4, foreground="#ffffff", alpha=0.75), Normal()]
+            axes.plot(x, y, color=LINE, linewidth=1.5, linestyle=dash, label=label, path_effects=casing)
         ends_x, ends_y = _edges(diagram.x, logs[0]), _edges(diagram.y, logs[1])
-        for log, axis, set_scale in zip(logs, (axes.xaxis, axes.yaxis), (axes.set_xscale, axes.set_yscale), strict=True):
+        for log, axis, set_scale in zip(
+            logs, (axes.xaxis, axes.yaxis), (axes.set_xscale, axes.set_yscale), strict=True
+        ):
             if log:
                 set_scale("log")
                 _plain(axis)
@@ -97,7 +110,7 @@ def draw(diagram: Diagram | Times) -> Any:
         patches = [Patch(color=c, label=n) for c, n in zip(fills, diagram.classes, strict=True)]
         handles, _ = axes.get_legend_handles_labels()
         figure.legend(
-            handles=[*patches, *handles], loc="outside lower left", ncols=2, frameon=False, fontsize=8.5,
+            handles=[*patches, *handles], loc="outside lower left", ncols=2, frameon=False, fontsize=9.5,
             handlelength=1.6, columnspacing=1.2, labelcolor=INK,
         )  # fmt: skip
     return figure
@@ -108,7 +121,14 @@ def _draw_times(diagram: Times) -> Any:
     with matplotlib.rc_context(STYLE):
         for axes, curve in zip(figure.subplots(len(diagram.curves), 1), diagram.curves, strict=True):
             axes.fill_between(curve.x, curve.median, curve.latest, color="#3f88c5", alpha=0.3, linewidth=0)
-            axes.plot(curve.x, curve.median, "o-", color="#3f88c5", markersize=3.5, label=f"median of {curve.runs} runs")
+            axes.plot(
+                curve.x,
+                curve.median,
+                "o-",
+                color="#3f88c5",
+                markersize=3.5,
+                label=f"median of {curve.runs} runs",
+            )
             axes.plot(curve.x, curve.latest, color="#3f88c5", linewidth=0.8, label="latest run")
             axes.plot(curve.x, curve.bound, color=INK, linestyle="--", label=f"bound: {curve.bound_label}")
             axes.set_xscale("log")
@@ -118,7 +138,7 @@ def _draw_times(diagram: Times) -> Any:
             axes.set_ylim(0.7, 4 * float(np.nanmax(curve.bound)))
             _plain(axes.xaxis)
             _plain(axes.yaxis)
-            axes.legend(frameon=False, fontsize=8.5, loc="best", labelcolor=INK)
+            axes.legend(frameon=False, fontsize=9.5, loc="best", labelcolor=INK)
     return figure
 
 
@@ -127,7 +147,7 @@ def png(diagram: Diagram | Times) -> bytes:
     matplotlib, _ = _figure(1)
     with matplotlib.rc_context(STYLE):
         figure = draw(diagram)
-        figure.suptitle(diagram.title, fontsize=10.5, color=INK)
+        figure.suptitle(diagram.title, fontsize=11.5, color=INK)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=160, facecolor="white")
     return buffer.getvalue()
@@ -145,6 +165,11 @@ def svg(diagram: Diagram | Times) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     # ids must be unique over the page, and text without a fill of its own is black in SVG
     text = re.sub(r'(id="|url\(#|href="#)', rf"\1{diagram.name}-", text)
-    text = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img" fill="currentColor" '
-                  r'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">', text, count=1)
+    text = re.sub(
+        r'<svg [^>]*?viewBox="([^"]+)"[^>]*>',
+        r'<svg viewBox="\1" role="img" fill="currentColor" '
+        r'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">',
+        text,
+        count=1,
+    )
     return text.replace(INK, "currentColor")

@@ -1,13 +1,14 @@
 """Two lemmas on flips: which way a weight jumps, and how many jump at once.
 
-**Sign lemma.** Under plain straight-through descent a weight that flips at step k moves against the gradient's sign:
-the latent weight moved by ``-ηg_i`` and crossed its threshold in that direction. With L-smooth loss,
-``f(q_{k+1}) - f(q_k) ≤ -Σ_F gap_i |g_i| + ½ L_F Σ_F gap_i²``, F the weights that flip. Momentum breaks it.
+**Sign lemma.** Under plain straight-through descent a weight that flips at step k moves against the
+gradient's sign: the latent weight moved by ``-ηg_i`` and crossed its threshold in that direction. With
+L-smooth loss, ``f(q_{k+1}) - f(q_k) ≤ -Σ_F gap_i |g_i| + ½ L_F Σ_F gap_i²``, F the weights that flip.
+Momentum breaks it.
 
-**At most n chatter.** If the gradient lies in an n-dimensional space, latent weights stay in ``w_0 + span``; the
-thresholds are hyperplanes there, of which generically no n+1 meet. Any n+1 of them (unit normals a_j, offsets b_j) have
-a smallest ball touching all, of radius ``|cᵀb| / ‖c‖₁`` with ``cᵀA = 0``; so a step shorter than twice the least of
-these radii flips at most n weights. Ours; proofs in docs/theory/recovery.md.
+**At most n chatter.** If the gradient lies in an n-dimensional space, latent weights stay in ``w_0 + span``;
+the thresholds are hyperplanes there, of which generically no n+1 meet. Any n+1 of them (unit normals a_j,
+offsets b_j) have a smallest ball touching all, of radius ``|cᵀb| / ‖c‖₁`` with ``cᵀA = 0``; so a step shorter
+than twice the least of these radii flips at most n weights. Ours; proofs in docs/theory/recovery.md.
 """
 
 from __future__ import annotations
@@ -49,7 +50,15 @@ def check_sign_lemma(instances: int = 1000, seed: int = 0) -> Check:
     for rule in counts:
         last: list[Tensor] = []
 
-        def watch(k: int, w: Tensor, q: Tensor, g: Tensor, outside: Tensor, rule: str = rule, last: list[Tensor] = last) -> None:
+        def watch(
+            k: int,
+            w: Tensor,
+            q: Tensor,
+            g: Tensor,
+            outside: Tensor,
+            rule: str = rule,
+            last: list[Tensor] = last,
+        ) -> None:
             nonlocal excess
             if last:
                 before, at = last
@@ -58,14 +67,22 @@ def check_sign_lemma(instances: int = 1000, seed: int = 0) -> Check:
                 counts[rule] += int(moved.sum())
                 wrong[rule] += int((moved & (jump.sign() != -at.sign())).sum())
                 if rule == "ste":
-                    bound = -(jump.abs() * at.abs()).sum(1) + 0.5 * _top_of(hessian, moved) * jump.square().sum(1)
+                    bound = -(jump.abs() * at.abs()).sum(1) + 0.5 * _top_of(
+                        hessian, moved
+                    ) * jump.square().sum(1)
                     excess = torch.maximum(excess, loss(q) - loss(before) - bound)
             last[:] = [q, g]
 
         simulate(
-            gradient, centre + normal(gen, instances, size), rounding, (0.05 / top).unsqueeze(1), steps, rule=rule,
-            observe=watch, stop=False,
-        )  # fmt: skip
+            gradient,
+            centre + normal(gen, instances, size),
+            rounding,
+            (0.05 / top).unsqueeze(1),
+            steps,
+            rule=rule,
+            observe=watch,
+            stop=False,
+        )
     out.count(counts["ste"], wrong["ste"] + int((excess > 1e-9).sum()))
     return out.check(
         "sign lemma",
@@ -84,8 +101,9 @@ def _top_of(hessian: Tensor, moved: Tensor) -> Tensor:
 
 
 def safe_step(basis: Tensor, centre: Tensor, reach: float) -> float:
-    """Length of a step below which at most n weights flip: twice the least ``|cᵀb| / ‖c‖₁`` over n+1 thresholds of
-    different weights within ``reach`` of the start. Unit lattice. ``basis [D, n]``. Cost: all (n+1)-subsets."""
+    """Length of a step below which at most n weights flip: twice the least ``|cᵀb| / ‖c‖₁`` over n+1
+    thresholds of different weights within ``reach`` of the start. Unit lattice. ``basis [D, n]``. Cost: all
+    (n+1)-subsets."""
     size, codim = basis.shape
     length = basis.norm(dim=1)
     span = reach * length
@@ -118,18 +136,25 @@ def check_few_chatter(instances: int = 150, seed: int = 0) -> Check:
         def gradient(q: Tensor, basis: Tensor = basis, centre: Tensor = centre) -> Tensor:
             return torch.einsum("idn,in->id", basis, torch.einsum("idn,id->in", basis, q - centre))
 
-        for rate, steps in ((0.999 * safe / steepest).clamp(max=0.05), 3000), (torch.full_like(safe, 0.8), 200):
+        for rate, steps in (
+            ((0.999 * safe / steepest).clamp(max=0.05), 3000),
+            (torch.full_like(safe, 0.8), 200),
+        ):
             most, far = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.float64)
             seen: list[Tensor] = []
 
-            def watch(k: int, w: Tensor, q: Tensor, g: Tensor, outside: Tensor, seen: list[Tensor] = seen) -> None:
+            def watch(
+                k: int, w: Tensor, q: Tensor, g: Tensor, outside: Tensor, seen: list[Tensor] = seen
+            ) -> None:
                 nonlocal most, far
                 if seen:
                     most = torch.maximum(most, (q != seen[0]).sum(1))
                 far = torch.maximum(far, (w - centre).norm(dim=1))  # noqa: B023
                 seen[:] = [q]
 
-            course = simulate(gradient, centre, lattice(1.0), rate.unsqueeze(1), steps, observe=watch, stop=False)
+            course = simulate(
+                gradient, centre, lattice(1.0), rate.unsqueeze(1), steps, observe=watch, stop=False
+            )
             stayed = far <= reach
             if steps == 3000:
                 out.count(int(stayed.sum()), int((stayed & (most > codim)).sum()))
@@ -138,10 +163,14 @@ def check_few_chatter(instances: int = 150, seed: int = 0) -> Check:
                 broken += int((most > codim).sum())
     return out.check(
         "at most n chatter",
-        "With a gradient in n dimensions and steps below an explicit length, at most n weights flip per step.",
-        "ours", TEST + "test_lemmas", flips_seen=flips, share_broken_at_large_rate=broken / max(out.instances, 1),
+        "With a gradient in n dimensions and steps below an explicit length, at most n weights flip per "
+        "step.",
+        "ours",
+        TEST + "test_lemmas",
+        flips_seen=flips,
+        share_broken_at_large_rate=broken / max(out.instances, 1),
         note="At a rate of 0.8 the stated share of the same valleys does flip more than n weights at once.",
-    )  # fmt: skip
+    )
 
 
 CHECKS = (check_sign_lemma, check_few_chatter)

@@ -1,7 +1,8 @@
 """One self-contained page: the table of checks, the phase diagrams, and a valley to play with.
 
-No request leaves the page: styles, scripts and figures are inline, colours follow ``prefers-color-scheme``, and everything
-can be reached by keyboard. The templates are ``page.html`` and ``slider.html`` beside this file.
+No request leaves the page: styles, scripts and figures are inline, colours follow ``prefers-color-scheme``,
+and everything can be reached by keyboard. The templates are ``page.html`` and ``slider.html`` beside this
+file.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from importlib.resources import files
 from typing import Any
 
 from .check import Check
-from .diagrams import Diagram, Times
+from .diagrams import Diagram
 from .figures import svg
+from .recovery_times import Times
 
 COLUMNS = ("Statement", "Origin", "Instances", "Violations", "Bound / actual", "Verdict", "Seconds")
 
@@ -61,9 +63,18 @@ def _row(check: Check) -> str:
     test = f"<p class=soft>Test: <code>{e(check.test)}</code></p>" if check.test else ""
     text = table_rows([check])[0]
     middle = "" if check.ratio is None else f"{check.ratio[1]:.9g}"
-    values = (check.name, check.origin, check.instances, check.violations, middle, check.verdict, check.seconds)
+    values = (
+        check.name,
+        check.origin,
+        check.instances,
+        check.violations,
+        middle,
+        check.verdict,
+        check.seconds,
+    )
     cells = [
-        f'<td data-value="{e(check.name)}"><details><summary>{e(check.name)}</summary><p>{e(check.statement)}</p>{note}'
+        f'<td data-value="{e(check.name)}"><details><summary>{e(check.name)}</summary>'
+        f"<p>{e(check.statement)}</p>{note}"
         f"<dl>{figures}</dl>{test}</details></td>"
     ]
     for column, value, shown in zip(COLUMNS[1:], values[1:], text[1:], strict=True):
@@ -78,7 +89,10 @@ def _row(check: Check) -> str:
 def _figure(diagram: Diagram | Times) -> str:
     e = html.escape
     picture = svg(diagram).replace("<svg ", f'<svg aria-label="{e(diagram.says)}" ', 1)
-    return f"<figure id={e(diagram.name)}><h3>{e(diagram.title)}</h3>{picture}<figcaption>{e(diagram.says)}</figcaption></figure>"
+    return (
+        f"<figure id={e(diagram.name)}><h3>{e(diagram.title)}</h3>{picture}"
+        f"<figcaption>{e(diagram.says)}</figcaption></figure>"
+    )
 
 
 def render(checks: Sequence[Check], diagrams: Sequence[Diagram | Times], about: str) -> str:
@@ -87,18 +101,23 @@ def render(checks: Sequence[Check], diagrams: Sequence[Diagram | Times], about: 
     instances = f"{sum(c.instances for c in checks):,}".replace(",", " ")
     worst = min((d.agreement for d in diagrams), default=1.0)
     summary = (
-        f"{len(checks)} statements about rounding, straight-through training and the basins between them were run on "
+        f"{len(checks)} statements about rounding, straight-through training and the basins between them "
+        f"were run on "
         f"{instances} instances. "
         + ("None was contradicted." if not broken else f"Contradicted: {', '.join(broken)}.")
-        + (f" In the phase diagrams at least {100 * worst:.1f} % of the cells do what the formulas say." if diagrams else "")
+        + (
+            f" In the phase diagrams at least {100 * worst:.1f} % of the cells do what the formulas say."
+            if diagrams
+            else ""
+        )
     )
     numeric = ("Instances", "Violations", "Seconds")
     heads = "".join(
-        f'<th scope="col"{" class=n" if c in numeric else ""}><button type="button">{c}</button></th>' for c in COLUMNS
+        f'<th scope="col"{" class=n" if c in numeric else ""}><button type="button">{c}</button></th>'
+        for c in COLUMNS
     )
-    table = (
-        f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{"".join(map(_row, checks))}</tbody></table>'
-    )
+    rows = "".join(map(_row, checks))
+    table = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
     parts = {
         "summary": html.escape(summary),
         "provenance": html.escape(about),

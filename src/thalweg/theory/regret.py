@@ -1,13 +1,13 @@
 """What straight-through training pays for its flips: an identity, a certificate and a rate.
 
-Let ``w_{k+1} = w_k - d_k`` with ``d_k = η_k g_k``, *any* gradients g, ``q_k`` the nearest level of a fixed codebook,
-x any point, and ``V_k = ½‖w_k - x‖² - ½‖w_k - q_k‖²``. Then, exactly,
+Let ``w_{k+1} = w_k - d_k`` with ``d_k = η_k g_k``, *any* gradients g, ``q_k`` the nearest level of a fixed
+codebook, x any point, and ``V_k = ½‖w_k - x‖² - ½‖w_k - q_k‖²``. Then, exactly,
 
     Σ ⟨d_k, q_k - x⟩ = V_0 - V_K + Σ_crossings gap·b                                   (6.6)
 
-where b is how far the latent weight lies beyond a threshold that it crossed in that step. With convex loss the
-left side bounds the loss of the deployed points: (6.7), (6.8). Proofs: docs/theory/regret.md. Ours; related
-inequalities: Bai et al. 2018 (arXiv:1810.00861), Dockhorn et al. 2021.
+where b is how far the latent weight lies beyond a threshold that it crossed in that step. With convex loss
+the left side bounds the loss of the deployed points: (6.7), (6.8). Proofs: docs/theory/regret.md. Ours;
+related inequalities: Bai et al. 2018 (arXiv:1810.00861), Dockhorn et al. 2021.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def potential(w: Tensor, q: Tensor, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Step:
-    """One update, per weight. ``regret``: ``d (q - x)``. ``cost``: ``Σ gap·b``. ``ceiling``: ``Σ gap·|d|``, which
-    bounds the cost because no overshoot exceeds the step. ``moved``: whether the code changed."""
+    """One update, per weight. ``regret``: ``d (q - x)``. ``cost``: ``Σ gap·b``. ``ceiling``: ``Σ gap·|d|``,
+    which bounds the cost because no overshoot exceeds the step. ``moved``: whether the code changed."""
 
     regret: Tensor
     cost: Tensor
@@ -45,18 +45,20 @@ def step_terms(book: Codebook, x: Tensor, before: Tensor, displacement: Tensor, 
     old, new = book.nearest(before), book.nearest(after)
     q = book.value(old)
     jump = (book.value(new) - q).abs()
-    return Step(displacement * (q - x), book.overshoot(old, new, after), jump * displacement.abs(), old != new)
+    return Step(
+        displacement * (q - x), book.overshoot(old, new, after), jump * displacement.abs(), old != new
+    )
 
 
 @dataclass(frozen=True)
 class RegretReport:
     """Both sides of (6.6) over a run, in units of loss × learning rate.
 
-    ``regret``: left side. ``first``, ``last``: V_0 and V_K. ``cost``: ``Σ gap·b``. ``ceiling``: ``Σ gap·|d|``.
-    ``distance``: ``½‖w_K - q_K‖²``. ``rates``: ``Σ η_k`` as inferred from d and g. ``flips``: per step.
-    ``unlike_sgd``: largest ``‖d - ηg‖ / ‖d‖``; above 1e-3 the update was not plain SGD (momentum, Adam,
-    weight decay) and the left side is not the gradient's. ``doubtful``: roundings where the grid's
-    float32 arithmetic deployed another level than float64 does (ties), counted at the start of steps.
+    ``regret``: left side. ``first``, ``last``: V_0 and V_K. ``cost``: ``Σ gap·b``. ``ceiling``: ``Σ
+    gap·|d|``. ``distance``: ``½‖w_K - q_K‖²``. ``rates``: ``Σ η_k`` as inferred from d and g. ``flips``: per
+    step. ``unlike_sgd``: largest ``‖d - ηg‖ / ‖d‖``; above 1e-3 the update was not plain SGD (momentum, Adam,
+    weight decay) and the left side is not the gradient's. ``doubtful``: roundings where the grid's float32
+    arithmetic deployed another level than float64 does (ties), counted at the start of steps.
     """
 
     steps: int
@@ -94,17 +96,19 @@ class RegretReport:
 
     @property
     def excess_bound(self) -> float:
-        """(6.7): with convex loss, ``Σ η (f(q_k) - f(x)) / Σ η`` is at most this (V_K enters through its floor)."""
+        """(6.7): with convex loss, ``Σ η (f(q_k) - f(x)) / Σ η`` is at most this (V_K enters through its
+        floor)."""
         return (self.first + self.distance) / self.rates + self.gamma if self.rates > 0 else 0.0
 
 
 class RegretAudit:
     """Attach to a run: ``train(..., audit=RegretAudit(point.grids))``; then read :meth:`report`.
 
-    Called with (step, latent before, gradient, latent after), dictionaries by tensor name. ``comparator``: the
-    point x (the first latent weights where absent: the river point). ``rate``: the learning rate where it is
-    constant and known; the left side then uses ``η·g``, otherwise the realised displacement. All arithmetic is
-    float64 with its own nearest rounding. Cost per step: three roundings and two copies of the weights.
+    Called with (step, latent before, gradient, latent after), dictionaries by tensor name. ``comparator``:
+    the point x (the first latent weights where absent: the river point). ``rate``: the learning rate where it
+    is constant and known; the left side then uses ``η·g``, otherwise the realised displacement. All
+    arithmetic is float64 with its own nearest rounding. Cost per step: three roundings and two copies of the
+    weights.
     """
 
     def __init__(
@@ -115,7 +119,9 @@ class RegretAudit:
     ):
         self.grids = dict(grids)
         self.books = {n: Codebook.of(g) if isinstance(g, Grid) else g for n, g in grids.items()}
-        self.comparator = None if comparator is None else {n: t.double() for n, t in space.clone(comparator).items()}
+        self.comparator = (
+            None if comparator is None else {n: t.double() for n, t in space.clone(comparator).items()}
+        )
         self.rate = rate
         self._latest: dict[str, Tensor] = {}
         self._regret = self._first = self._cost = self._ceiling = self._rates = self._unlike = 0.0
@@ -123,12 +129,18 @@ class RegretAudit:
         self._doubtful = 0
 
     def __call__(
-        self, step: int, before: Mapping[str, Tensor], gradient: Mapping[str, Tensor], after: Mapping[str, Tensor]
+        self,
+        step: int,
+        before: Mapping[str, Tensor],
+        gradient: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
     ) -> None:
         """Take in one update. Raises :class:`ThalwegError` where a step is missing."""
         missing = sorted(self.books.keys() - before.keys())
         if missing:
-            raise ThalwegError(f"The audit has grids for {missing[:4]} but the step has no such weights. Pass both.")
+            raise ThalwegError(
+                f"The audit has grids for {missing[:4]} but the step has no such weights. Pass both."
+            )
         w = {n: before[n].detach().double() for n in self.books}
         if self._latest and any(not torch.equal(w[n], self._latest[n]) for n in w):
             raise ThalwegError(
@@ -164,22 +176,36 @@ class RegretAudit:
 
     def _potential(self, w: Mapping[str, Tensor]) -> float:
         assert self.comparator is not None
-        return sum(float(potential(w[n], b.round(w[n]), self.comparator[n]).sum()) for n, b in self.books.items())
+        return sum(
+            float(potential(w[n], b.round(w[n]), self.comparator[n]).sum()) for n, b in self.books.items()
+        )
 
     def report(self) -> RegretReport:
         """Both sides so far. Cost: one rounding."""
         if not self._flips:
             raise ThalwegError("The audit has seen no step. Attach it with train(..., audit=...).")
-        far = sum(float((self._latest[n] - b.round(self._latest[n])).square().sum()) for n, b in self.books.items())
+        far = sum(
+            float((self._latest[n] - b.round(self._latest[n])).square().sum()) for n, b in self.books.items()
+        )
         return RegretReport(
-            len(self._flips), self._regret, self._first, self._potential(self._latest), self._cost, self._ceiling,
-            far / 2, self._rates, tuple(self._flips), self._unlike, self._doubtful,
-        )  # fmt: skip
+            len(self._flips),
+            self._regret,
+            self._first,
+            self._potential(self._latest),
+            self._cost,
+            self._ceiling,
+            far / 2,
+            self._rates,
+            tuple(self._flips),
+            self._unlike,
+            self._doubtful,
+        )
 
 
 def certificate(excess: float, first: float, rho: float, rate: float, gamma: float) -> float:
     """(6.7): with convex loss and ``f(q) - f(x) ≥ excess`` outside the basin, training enters it within
-    ``(V_0 + ½ρ²) / (η (excess - Γ))`` steps. Infinite where the flip cost Γ reaches ``excess``: no promise."""
+    ``(V_0 + ½ρ²) / (η (excess - Γ))`` steps. Infinite where the flip cost Γ reaches ``excess``: no
+    promise."""
     return (first + 0.5 * rho**2) / (rate * (excess - gamma)) if gamma < excess else float("inf")
 
 

@@ -1,7 +1,7 @@
 """Run the whole theory: every check of every module, the four phase diagrams, one page.
 
-A module of this folder takes part by having a tuple ``CHECKS`` of functions ``check(instances, seed) -> Check``; the default
-of ``instances`` is the full count.
+A module of this folder takes part by having a tuple ``CHECKS`` of functions ``check(instances, seed) ->
+Check``; the default of ``instances`` is the full count.
 """
 
 from __future__ import annotations
@@ -19,13 +19,26 @@ from ..files import write_bytes, write_json, write_text
 from ..provenance import manifest
 from ..task import Progress, silent
 from .check import Check
-from .diagrams import Diagram, Times, codimension, damping, density, times
+from .diagrams import Diagram, codimension, damping, density
 from .figures import png
 from .page import render, table_rows
+from .recovery_times import Times, times
 
 __all__ = ["all_checks", "run_theory", "table_rows"]
 
-FIRST = ("failure", "audit", "recovery_checks", "regret_checks", "lemmas", "scaling", "counterexample_checks")
+FIRST = (
+    "failure",
+    "audit",
+    "paper_checks",
+    "recovery_checks",
+    "margin_checks",
+    "driven_checks",
+    "regret_checks",
+    "lemmas",
+    "scaling",
+    "counterexample_checks",
+    "control_checks",
+)
 FORMAT = "thalweg theory 1"
 Checker = Callable[..., Check]
 
@@ -56,7 +69,8 @@ def diagram_check(diagram: Diagram | Times, seconds: float) -> Check:
     fine = diagram.agreement >= 0.99
     return Check(
         name=f"diagram: {diagram.name}",
-        statement=f"{diagram.title} At least 99 % of the cells outside a band of one cell around each line agree with theory.",
+        statement=f"{diagram.title} At least 99 % of the cells outside a band of one cell around each line "
+        "agree with theory.",
         origin="ours",
         instances=diagram.cells,
         violations=0 if fine else wrong,
@@ -75,7 +89,8 @@ def run_theory(
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[Check]:
-    """Run every check and diagram; with ``out``, write ``theory.json``, one PNG per diagram and ``theory.html`` there.
+    """Run every check and diagram; with ``out``, write ``theory.json``, one PNG per diagram and
+    ``theory.html`` there.
 
     Deterministic in the seed. Cost: a few minutes on two cores; ``quick`` under a minute.
     """
@@ -104,14 +119,21 @@ def run_theory(
 def _drawers(quick: bool, seed: int) -> Sequence[Callable[[], Diagram | Times]]:
     if quick:
         return (
-            lambda: damping(30, 24), lambda: density(24, 32, 4, 1000, seed), lambda: codimension(10, 30, 128, 12, seed),
+            lambda: damping(30, 24),
+            lambda: density(24, 32, 4, 1000, seed),
+            lambda: codimension(10, 30, 128, 12, seed),
             lambda: times(6, 24, seed),
-        )  # fmt: skip
+        )
     return damping, lambda: density(seed=seed), lambda: codimension(seed=seed), lambda: times(seed=seed)
 
 
 def write(
-    out: Path, checks: Sequence[Check], drawn: Sequence[Diagram | Times], quick: bool, seed: int, seconds: float
+    out: Path,
+    checks: Sequence[Check],
+    drawn: Sequence[Diagram | Times],
+    quick: bool,
+    seed: int,
+    seconds: float,
 ) -> Path:
     """Write the run's files; returns the page."""
     made = manifest("cpu", seed)
@@ -122,14 +144,17 @@ def write(
         "manifest": made,
         "checks": [check.to_json() for check in checks],
         "diagrams": [
-            {"name": d.name, "title": d.title, "cells": d.cells, "agreement": d.agreement, "says": d.says} for d in drawn
+            {"name": d.name, "title": d.title, "cells": d.cells, "agreement": d.agreement, "says": d.says}
+            for d in drawn
         ],
     }
     write_json(out / "theory.json", plain)
     for diagram in drawn:
         write_bytes(out / f"{diagram.name}.png", png(diagram))
     about = (
-        f"{'Quick run' if quick else 'Full run'} of {seconds:.0f} s, seed {seed}, Thalweg {made['thalweg']}, torch "
-        f"{made['torch']}, {made['created'][:10]}, on {made['hardware']['processor']} with {made['hardware']['cores']} cores."
+        f"{'Quick run' if quick else 'Full run'} of {seconds:.0f} s, seed {seed}, Thalweg "
+        f"{made['thalweg']}, torch "
+        f"{made['torch']}, {made['created'][:10]}, on {made['hardware']['processor']} with "
+        f"{made['hardware']['cores']} cores."
     )
     return write_text(out / "theory.html", render(checks, drawn, about))

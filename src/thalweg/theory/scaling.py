@@ -1,8 +1,9 @@
 """How far from the river training chatters when the walls stand in n of D directions.
 
-Rounding lands at ``Δ√(n/12)``; straight-through training with a visible isotropic wall settles at ``c Δ n/√D`` with
-c between 0.45 and 0.68 (rms over iterates; heuristic, measured), its best iterate at 0.2 to 0.36 of ``Δ n/√D``, and about
-n/2 weights flip per step whatever the rate. Ours; docs/theory/recovery.md, section 6.5.
+Rounding lands at ``Δ√(n/12)``; straight-through training with a visible isotropic wall settles at ``c Δ
+n/√D`` with c between 0.45 and 0.68 (rms over iterates; heuristic, measured), its best iterate at 0.2 to 0.36
+of ``Δ n/√D``, and about n/2 weights flip per step whatever the rate. Ours; docs/theory/recovery.md, section
+6.5.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ BAND = (0.45, 0.68)
 
 @dataclass(frozen=True)
 class Chatter:
-    """Normal distances in grid steps, per instance: after rounding, rms and best over the iterates; ``flips``: mean
-    number of weights that flip per step."""
+    """Normal distances in grid steps, per instance: after rounding, rms and best over the iterates;
+    ``flips``: mean number of weights that flip per step."""
 
     rounding: Tensor
     rms: Tensor
@@ -34,8 +35,16 @@ class Chatter:
 
 
 def chatter(
-    size: int, codim: int, instances: int, rate: float = 0.02, burn: int = 600, keep: int = 600, seed: int = 0,
-    beta: float = 0.0, sigma: float = 0.0, spectrum: Tensor | None = None,
+    size: int,
+    codim: int,
+    instances: int,
+    rate: float = 0.02,
+    burn: int = 600,
+    keep: int = 600,
+    seed: int = 0,
+    beta: float = 0.0,
+    sigma: float = 0.0,
+    spectrum: Tensor | None = None,
 ) -> Chatter:
     """Simulate ``w ← w - ηUΛUᵀ(Q(w) - w_0)`` on the unit grid from random phases of w_0.
 
@@ -49,7 +58,11 @@ def chatter(
     at = torch.zeros(instances, codim, dtype=torch.float64)
     velocity = at.clone()
     start = ((centre.round() - centre) @ basis).norm(dim=1)
-    best, square, flips = torch.full((instances,), torch.inf, dtype=torch.float64), torch.zeros_like(start), 0.0
+    best, square, flips = (
+        torch.full((instances,), torch.inf, dtype=torch.float64),
+        torch.zeros_like(start),
+        0.0,
+    )
     last: Tensor | None = None
     for k in range(burn + keep):
         q = (centre + at @ basis.T).round()
@@ -79,7 +92,8 @@ CELLS = ((64, 4), (64, 8), (64, 16), (256, 4), (256, 16), (256, 64), (1024, 16),
 
 
 def check_scaling(instances: int = 192, seed: int = 0) -> Check:
-    """Rounding Δ√(n/12), training c Δ n/√D with c in the band, n/2 flips per step, over dimensions and codimensions."""
+    """Rounding Δ√(n/12), training c Δ n/√D with c in the band, n/2 flips per step, over dimensions and
+    codimensions."""
     out, figures = Evidence(), {}
     per = max(4, instances // len(CELLS))
     constants, bests, flips, rounded = [], [], [], []
@@ -99,17 +113,27 @@ def check_scaling(instances: int = 192, seed: int = 0) -> Check:
         figures[f"c_D{size}_n{codim}"] = round(c, 3)
     return out.check(
         "codimension scaling",
-        "Rounding lands at Δ√(n/12), straight-through training at cΔn/√D with c in [0.45, 0.68], its best iterate at "
+        "Rounding lands at Δ√(n/12), straight-through training at cΔn/√D with c in [0.45, 0.68], its best "
+        "iterate at "
         "0.18 to 0.38 of Δn/√D, with n/2 flips per step (4 ≤ n ≤ D/4).",
-        "ours", TEST + "test_scaling", note="The constants are measured, not derived; a violation is a cell out of band.",
-        c_smallest=min(constants), c_largest=max(constants), best_smallest=min(bests), best_largest=max(bests),
-        flips_per_n_smallest=min(flips), flips_per_n_largest=max(flips), rounding_smallest=min(rounded),
-        rounding_largest=max(rounded), **figures,
-    )  # fmt: skip
+        "ours",
+        TEST + "test_scaling",
+        note="The constants are measured, not derived; a violation is a cell out of band.",
+        c_smallest=min(constants),
+        c_largest=max(constants),
+        best_smallest=min(bests),
+        best_largest=max(bests),
+        flips_per_n_smallest=min(flips),
+        flips_per_n_largest=max(flips),
+        rounding_smallest=min(rounded),
+        rounding_largest=max(rounded),
+        **figures,
+    )
 
 
 def check_rate_independence(instances: int = 64, seed: int = 0) -> Check:
-    """Flips per step do not vanish with the learning rate; momentum and gradient noise lower the distance a little."""
+    """Flips per step do not vanish with the learning rate; momentum and gradient noise lower the distance a
+    little."""
     out, figures = Evidence(), {}
     unit, shares = 16 / math.sqrt(256), []
     for rate in (0.01, 0.03, 0.1):
@@ -124,7 +148,8 @@ def check_rate_independence(instances: int = 64, seed: int = 0) -> Check:
     out.count(instances * 6, sum(bad))
     return out.check(
         "chatter and the rate",
-        "About n/2 weights flip per step at every learning rate; momentum and gradient noise of 0.2 steps lower the "
+        "About n/2 weights flip per step at every learning rate; momentum and gradient noise of 0.2 steps "
+        "lower the "
         "distance, noise of a whole step raises it.",
         "ours", TEST + "test_rate", c_plain=plain, c_momentum=heavy, c_noise_02=little,
         c_noise_10=much,
@@ -133,7 +158,8 @@ def check_rate_independence(instances: int = 64, seed: int = 0) -> Check:
 
 
 def check_visible_bowl(instances: int = 64, seed: int = 0) -> Check:
-    """The caution: in a visible strictly convex bowl the average iterate is worse than rounding, the best is better."""
+    """The caution: in a visible strictly convex bowl the average iterate is worse than rounding, the best is
+    better."""
     out, figures = Evidence(), {}
     size = 64
     gen = torch.Generator().manual_seed(seed)
@@ -157,10 +183,14 @@ def check_visible_bowl(instances: int = 64, seed: int = 0) -> Check:
         out.count(instances, int(average <= 1.0) + int((best > rounded).sum()))
     return out.check(
         "caution: visible bowl",
-        "In a visible strictly convex quadratic the average iterate of straight-through training is worse than plain "
+        "In a visible strictly convex quadratic the average iterate of straight-through training is worse "
+        "than plain "
         "rounding although its best iterate is better.",
-        "ours", TEST + "test_visible_bowl", note="First-entry theorems say nothing about the last iterate.", **figures,
-    )  # fmt: skip
+        "ours",
+        TEST + "test_visible_bowl",
+        note="First-entry theorems say nothing about the last iterate.",
+        **figures,
+    )
 
 
 CHECKS = (check_scaling, check_rate_independence, check_visible_bowl)

@@ -1,8 +1,9 @@
 """Random valleys by the thousand: affine and spherical rivers with every wall, as ``[instances, D]`` fields.
 
-The loss is ``f(w) = φ(t) + ψ(ξ)``, ``ξ = ‖n‖_H`` the distance from the river in the basin's metric. Walls ψ (rounded
-table of docs/theory/landscapes.md): hinge² ``(μ/2)(ξ-r)_+²``, softplus (symmetrised), exponential, quartic and bowl.
-These fields serve checks over many random instances; :mod:`thalweg.landscapes` holds the same walls one at a time.
+The loss is ``f(w) = φ(t) + ψ(ξ)``, ``ξ = ‖n‖_H`` the distance from the river in the basin's metric. Walls ψ
+(rounded table of docs/theory/landscapes.md): hinge² ``(μ/2)(ξ-r)_+²``, softplus (symmetrised), exponential,
+quartic and bowl. These fields serve checks over many random instances; :mod:`thalweg.landscapes` holds the
+same walls one at a time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def normal(gen: torch.Generator, *shape: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Wall:
-    """One wall per instance, ``[instances]`` each: ``kind`` (index into WALLS), ``floor`` r, ``stiff`` μ, ``sharp`` β."""
+    """One wall per instance, ``[instances]`` each: ``kind`` (index into WALLS), ``floor`` r, ``stiff`` μ,
+    ``sharp`` β."""
 
     kind: Tensor
     floor: Tensor
@@ -59,7 +61,8 @@ class Wall:
 
 
 def random_walls(gen: torch.Generator, radius: Tensor, kinds: tuple[str, ...] = WALLS) -> Wall:
-    """Walls whose floor ends before ``radius`` (0 to 95 % of it), stiffness 0.5 to 5, sharpness 1 to 6 per radius."""
+    """Walls whose floor ends before ``radius`` (0 to 95 % of it), stiffness 0.5 to 5, sharpness 1 to 6 per
+    radius."""
     count = len(radius)
     chosen = torch.tensor([WALLS.index(name) for name in kinds])
     kind = chosen[torch.randint(0, len(kinds), (count,), generator=gen)]
@@ -69,9 +72,9 @@ def random_walls(gen: torch.Generator, radius: Tensor, kinds: tuple[str, ...] = 
 
 @dataclass(frozen=True)
 class Affine:
-    """Straight rivers of codimension n. ``basis [N, D, n]`` orthonormal normals, ``metric [N, n]`` eigenvalues of H on
-    them, ``form [N, n]`` those of the wall's own quadratic form (equal to ``metric`` where the wall is aligned),
-    ``drift [N, D]`` the constant gradient along the river."""
+    """Straight rivers of codimension n. ``basis [N, D, n]`` orthonormal normals, ``metric [N, n]``
+    eigenvalues of H on them, ``form [N, n]`` those of the wall's own quadratic form (equal to ``metric``
+    where the wall is aligned), ``drift [N, D]`` the constant gradient along the river."""
 
     centre: Tensor
     basis: Tensor
@@ -123,8 +126,9 @@ class Affine:
 
 @dataclass(frozen=True)
 class Sphere:
-    """Spherical rivers of codimension 1: ``‖w‖ = size``. In two dimensions the circle of the theory. The drift turns
-    around the first two axes with constant speed at the river: ``∇φ = speed · (size/‖·‖) e_θ`` within that plane."""
+    """Spherical rivers of codimension 1: ``‖w‖ = size``. In two dimensions the circle of the theory. The
+    drift turns around the first two axes with constant speed at the river: ``∇φ = speed · (size/‖·‖) e_θ``
+    within that plane."""
 
     size: Tensor
     wall: Wall
