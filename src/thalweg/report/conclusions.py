@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .facts import Spot, by_bits, listing, methods, number, plural, recovered, rise_text, start_of
+from .facts import Spot, by_bits, listing, loss_text, methods, minus, number, plural, recovered, rise_text, start_of
 from .sentences import came_back
 
 GLOSSARY = (
@@ -162,13 +162,19 @@ def plane(row: dict[str, Any]) -> str:
     start, end = start_of(row), recovered(row)
     assert end is not None
     certificate = start.diagnosis.get("certificate") or {}
-    text = f"{start.label.capitalize()} lands where the loss is {rise_text(start.rise)} nats above the float weights; "
-    text += f"QAT ends at {rise_text(end.rise)}" + (", within the tolerance." if end.low else ", still outside.")
+    text = f"{start.label.capitalize()} lands {_above(start)} the float weights, QAT ends {_above(end)} them"
+    text += ", within the tolerance." if end.low else ", still outside the tolerance."
     if certificate.get("changed") is not None:
         text += f" The two points differ in {100 * certificate['changed']:.1f} % of the grid values."
     return text + (
         " Colour is the loss in the plane itself; the path is projected onto it, its points lie off the plane."
     )
+
+
+def _above(spot: Spot) -> str:
+    if spot.rise is None:
+        return "at a loss that is not finite, above"
+    return f"{loss_text(abs(spot.rise))} nats {'above' if spot.rise >= 0 else 'below'}"
 
 
 def training(row: dict[str, Any]) -> str:
@@ -189,7 +195,9 @@ def training(row: dict[str, Any]) -> str:
             f"does not stay within the tolerance in {plural(data.get('steps') or last['step'], 'step')} "
             f"(lowest {number(best)}, allowed {number((run.get('float_loss') or 0) + start_of(row).tolerance)})."
         )
-    text += f" The latent loss ends at {number(last['latent_loss'])}."
+    hidden = minus(last.get("latent_loss"), run.get("float_loss"))
+    text += f" The latent loss ends at {number(last.get('latent_loss'))}"
+    text += ": the hidden weights themselves left the basin." if hidden is None or hidden > start_of(row).tolerance else "."
     weights = run.get("weights")
     if weights:
         text += f" {100 * last['unique_flips'] / weights:.0f} % of the weights ever changed their grid value."

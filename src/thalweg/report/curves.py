@@ -61,9 +61,8 @@ def transition(figure: Any, task: dict[str, Any]) -> None:
         if before is not None:
             panels[1].axhline(before, color=COLOURS["float"], linewidth=1)
             panels[1].annotate(
-                f"float {metric_text(metric, task['float']['test'][metric])}", (0.01, before),
-                xycoords=("axes fraction", "data"), xytext=(0, -3 if metric == "accuracy" else 3),
-                textcoords="offset points", fontsize=8.5, va="top" if metric == "accuracy" else "bottom",
+                f"float\n{metric_text(metric, task['float']['test'][metric])}", (1, before),
+                xycoords=("axes fraction", "data"), xytext=(4, 0), textcoords="offset points", fontsize=8.5, va="center",
             )  # fmt: skip
     for axes in panels:
         names = [f"{r['scheme']}\n{r['bits_per_weight']:.1f}" if r.get("bits_per_weight") else r["scheme"] for r in rows]
@@ -88,7 +87,10 @@ def _series(axes: Any, rows: list[dict[str, Any]], keys: list[str], value: Any, 
         ways[key] = line
     if names:
         labels = [Spot(k, {}).label for k in ways]
-        axes.legend(list(ways.values()), labels, loc="upper left", frameon=False, fontsize=9, labelcolor=INK)
+        axes.legend(
+            list(ways.values()), labels, loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=3, frameon=False, fontsize=9,
+            labelcolor=INK, columnspacing=1.2, handletextpad=0.5,
+        )  # fmt: skip
     for i, row in enumerate(rows):
         end = recovered(row)
         a, b = (value(start_of(row)), value(end)) if end else (None, None)
@@ -140,6 +142,9 @@ def steps(figure: Any, task: dict[str, Any]) -> None:
         "typical edge", (1, 1), xycoords=("data", "axes fraction"), xytext=(4, -2), textcoords="offset points",
         va="top", fontsize=8.5,
     )  # fmt: skip
+    lanes.annotate(
+        "filled: low loss   open: high loss", (1, 1), xycoords="axes fraction", ha="right", va="top", fontsize=8.5
+    )
 
 
 def _lane(axes: Any, y: float, key: str, keys: list[str], rows: list[dict[str, Any]], right: float) -> None:
@@ -175,7 +180,7 @@ def way(figure: Any, row: dict[str, Any]) -> None:
     assert end is not None
     walks = [(s, *_walk(s)) for s in (start, end)]
     edges = [s.segment.get("edge_steps") for s in (start, end)]
-    right = max([x for _, xs, _ in walks for x in xs] + [e for e in edges if e is not None] + [start.radius or 0.0]) * 1.2
+    right = max([x for _, xs, _ in walks for x in xs] + [e for e in edges if e is not None] + [start.radius or 0.0]) * 1.32
     rise_axis(axes, [y for _, _, ys in walks for y in ys] or [1.0], start.tolerance)
     tolerance_label(axes, start.tolerance, 0.995, "right")
     _radius_band(axes, start)
@@ -210,7 +215,7 @@ def _radius_band(axes: Any, spot: Spot) -> None:
     axes.axvline(typical["steps"], color=GREY, linewidth=1.2)
     axes.annotate(
         f"typical radius {number(typical['steps'])}", (typical["steps"], 1), xycoords=("data", "axes fraction"),
-        xytext=(-6, -2), textcoords="offset points", ha="right", va="top", rotation=90, fontsize=8.5,
+        xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8.5,
     )  # fmt: skip
 
 
@@ -230,7 +235,7 @@ def training(figure: Any, row: dict[str, Any]) -> None:
         if curves[key]:
             name = "deployed (what would be shipped)" if key == "deployed_loss" else "latent (hidden float weights)"
             top.plot(*zip(*curves[key], strict=True), color=colour, marker=marker, markersize=4, linewidth=1.6, label=name)
-    top.legend(loc="upper right", frameon=False, fontsize=9, labelcolor=INK)
+    top.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9, labelcolor=INK)
     if flips:
         bottom.fill_between(range(1, len(flips) + 1), flips, step="mid", color=GREY, alpha=0.55, linewidth=0)
         bottom.set_yscale("symlog", linthresh=10)

@@ -182,7 +182,7 @@ def quartiles_text(spot: Spot) -> str:
     """Quartiles of the typical radius, or nothing."""
     typical = spot.diagnosis.get("typical") or {}
     low, high = typical.get("low"), typical.get("high")
-    return "" if low is None else f"{number(low)}–{number(high) if high is not None else '∞'}"
+    return "" if low is None else f"{number(low, 2)}–{number(high, 2) if high is not None else '∞'}"
 
 
 def listing(words: list[str]) -> str:

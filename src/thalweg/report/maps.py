@@ -22,13 +22,14 @@ def plane(figure: Any, row: dict[str, Any]) -> None:
     loss = np.array([[math.inf if v is None else v for v in line] for line in data["loss"]], dtype=float)
     finite = loss[np.isfinite(loss)]
     top = max(min(float(finite.max()) - base if finite.size else 1.0, 100 * tolerance), 4 * tolerance)
-    rise = np.log10(np.clip(loss - base, tolerance / 4, top))
+    rise = np.log10(np.clip(loss - base, tolerance / 8, 2 * top))
     s, t, rise = _finer(np.array(data["s"]), np.array(data["t"]), rise)
     axes = figure.subplots()
     levels = np.linspace(math.log10(tolerance / 4), math.log10(top), 15)
     filled = axes.contourf(s, t, rise, levels=levels, cmap="cividis", extend="both")
     filled.set_edgecolor("face")  # no hairlines between the bands
-    axes.contour(s, t, rise, levels=[math.log10(tolerance)], colors=["white"], linewidths=2.2)
+    axes.contour(s, t, rise, levels=[math.log10(tolerance)], colors=["white"], linewidths=2.2,
+                 linestyles="solid")  # fmt: skip
     bar = figure.colorbar(filled, ax=axes, shrink=0.9, pad=0.02)
     ticks = [v for v in (0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30) if tolerance / 4 <= v <= top]
     bar.set_ticks([math.log10(v) for v in ticks], labels=[f"{v:g}" for v in ticks])
@@ -129,7 +130,7 @@ def _cut(axes: Any) -> None:
     axes.annotate("float weights", (0, 0), (0, 9), textcoords="offset points", ha="center", va="bottom", fontsize=9.5)
     axes.annotate("rounded point", (reach, high), (-9, 2), textcoords="offset points", ha="right", va="center", fontsize=9.5)
     axes.annotate("edge", (edge, tolerance), (6, -3), textcoords="offset points", ha="left", va="top", fontsize=9.5)
-    axes.annotate("wall", (0.50, 3.2), (8, -2), textcoords="offset points", ha="left", va="top", fontsize=9.5)
+    axes.annotate("wall", (0.50, 3.2), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=9.5)
     axes.annotate("wall", (-0.5, 3.2), (8, 0), textcoords="offset points", ha="left", va="center", fontsize=9.5)
     axes.annotate("tolerance", (-0.6, tolerance), (0, 3), textcoords="offset points", ha="left", va="bottom", fontsize=9)
     axes.set_xlim(-0.62, 0.78)

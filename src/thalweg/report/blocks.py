@@ -1,0 +1,88 @@
+"""Fragments of the page: chips, figures that scroll, tables that sort."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from .figures import Picture
+from .style import escape
+from .tables import Cell
+
+TONES = {
+    "inside": "good",
+    "bad point": "warn",
+    "bad grid": "bad",
+    "outside": "bad",
+    "not geometry": "odd",
+}
+MEANINGS = (
+    ("inside", "the loss stays low: deploy it"),
+    ("bad point", "the rounded weights fail, but a good choice exists on the same grid and was found"),
+    ("bad grid", "the search found no good choice on this grid within its budget"),
+    ("not geometry", "something simpler explains the failure, such as stale BatchNorm statistics"),
+)
+
+
+def words(text: str) -> str:
+    """Escaped text whose per cent signs stay with their numbers."""
+    return escape(text).replace(" %", "&nbsp;%")
+
+
+def chip(verdict: str, text: str = "") -> str:
+    """A verdict as a coloured word."""
+    return f'<span class="chip {TONES.get(verdict, "odd")}">{escape(text or verdict)}</span>'
+
+
+def figure(picture: Picture, svg: str | None = None) -> str:
+    """A figure in a container of its own, with its conclusion below."""
+    label = f"{picture.kind} {picture.scheme}".strip()
+    return (
+        f'<figure class="figure {picture.kind}"><div class="scroll" tabindex="0" role="region" '
+        f'aria-label="Figure: {escape(label)}">{svg or picture.svg}</div>'
+        f"<figcaption>{words(picture.sentence)}</figcaption></figure>"
+    )
+
+
+def table(
+    label: str, columns: Sequence[tuple[str, str]], lines: Iterable[Sequence[Cell]], *, sortable: bool = True,
+    verdicts: bool = False, kind: str = "",
+) -> str:  # fmt: skip
+    """A table in a scrolling container. ``columns``: name and explanation; a cell's value sorts, its text shows."""
+    body = []
+    for cells in lines:
+        body.append("<tr>" + "".join(_cell(c, n, verdicts) for c, (n, _) in zip(cells, columns, strict=True)) + "</tr>")
+    if sortable:
+        heads = "".join(
+            f'<th scope="col" aria-sort="none"><button type="button" title="{escape(t)}">{escape(n)}</button></th>'
+            for n, t in columns
+        )
+    else:
+        heads = "".join(f'<th scope="col" title="{escape(t)}">{escape(n)}</th>' for n, t in columns)
+    classes = " ".join(c for c in ("sortable" if sortable else "", kind) if c)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="{classes}">'
+        f'<caption class="unseen">{escape(label)}</caption><thead><tr>{heads}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _cell(cell: Cell, column: str, verdicts: bool) -> str:
+    text = words(cell.text)
+    if verdicts and column == "verdict" and cell.text:
+        text = chip(cell.text)
+    note = f' <small>{words(cell.note)}</small>' if cell.note else ""
+    number = isinstance(cell.value, int | float)
+    value = f' data-value="{cell.value!r}"' if number else ""
+    return f"<td{value}{' class=num' if number else ''}>{text}{note}</td>"
+
+
+def pairs(items: Iterable[tuple[str, Any]]) -> str:
+    """Names with values; what is missing is left out."""
+    shown = [(k, v) for k, v in items if v not in (None, "", [], {})]
+    return '<dl class="pairs">' + "".join(f"<dt>{escape(k)}</dt><dd>{words(str(v))}</dd>" for k, v in shown) + "</dl>"
+
+
+def folded(summary: str, content: str, kind: str = "") -> str:
+    """Content that opens on a click."""
+    return f'<details class="{kind}"><summary>{words(summary)}</summary>{content}</details>'
