@@ -306,7 +306,7 @@ def export(
     folder = out or Path("runs") / f"export-{point.stem}-{to}"
     with _bar(as_json) as progress:
         progress(f"exporting to {to}", 0, 1)
-        result = writer(loaded, task.model, folder, task.batches[0], task.info.get("tokenizer"))
+        result = writer(loaded, task.model, folder, task.batches[0], task.tokenizer)
         loss = objective.loss(loaded.weights)
     _emit(as_json, {**result.to_json(), "loss": loss})
     if not as_json:

@@ -26,7 +26,7 @@ class Task:
     measured and on which iterates are selected; ``calibration`` comes from the training split and needs
     no labels; ``test`` is read for reported figures only; ``train_batch(step)`` returns the minibatch of
     a step and depends on nothing else, so that training can resume anywhere. ``keep_float`` are globs of
-    layers that every scheme leaves unquantized.
+    layers that every scheme leaves unquantized. ``info`` is JSON for the report; ``tokenizer`` goes into exports.
     """
 
     name: str
@@ -40,3 +40,4 @@ class Task:
     metric: str = "none"
     keep_float: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+    tokenizer: Any = None

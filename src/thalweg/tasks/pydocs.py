@@ -80,6 +80,7 @@ def pydocs(size: str = "small", *, seed: int = 0, progress: Progress = silent) -
         train_batch=lambda step: sample(generator(seed, f"pydocs batch {step}"), 8),
         metric="perplexity",
         keep_float=("lm_head",),
+        tokenizer=_wrapped(tokenizer),
         info={
             "parameters": sum(p.numel() for p in model.parameters()), "vocabulary": recipe["vocabulary"],
             "context": CONTEXT, "train": len(train), "validation": len(validation), "test": len(test),
@@ -102,6 +103,13 @@ def _tokenizer(texts: list[str], vocabulary: int) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def _wrapped(tokenizer: Any) -> Any:
+    """The tokenizer as transformers saves it."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def _model(recipe: dict[str, Any], seed: int) -> nn.Module:
