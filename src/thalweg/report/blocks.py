@@ -48,30 +48,44 @@ def table(
     label: str, columns: Sequence[tuple[str, str]], lines: Iterable[Sequence[Cell]], *, sortable: bool = True,
     verdicts: bool = False, kind: str = "",
 ) -> str:  # fmt: skip
-    """A table in a scrolling container. ``columns``: name and explanation; a cell's value sorts, its text shows."""
+    """A table in a scrolling container. ``columns``: name and explanation; a cell's value sorts, its text
+    shows."""
+    lines = [list(line) for line in lines]
     body = []
     for cells in lines:
-        body.append("<tr>" + "".join(_cell(c, n, verdicts) for c, (n, _) in zip(cells, columns, strict=True)) + "</tr>")
+        body.append(
+            "<tr>"
+            + "".join(_cell(c, n, verdicts) for c, (n, _) in zip(cells, columns, strict=True))
+            + "</tr>"
+        )
     if sortable:
         heads = "".join(
-            f'<th scope="col" aria-sort="none"><button type="button" title="{escape(t)}">{escape(n)}</button></th>'
-            for n, t in columns
+            f'<th scope="col" aria-sort="none"{_right(lines, i)}><button type="button" '
+            f'title="{escape(t)}">{escape(n)}'
+            "</button></th>"
+            for i, (n, t) in enumerate(columns)
         )
     else:
         heads = "".join(f'<th scope="col" title="{escape(t)}">{escape(n)}</th>' for n, t in columns)
     classes = " ".join(c for c in ("sortable" if sortable else "", kind) if c)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table class="{classes}">'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table '
+        f'class="{classes}">'
         f'<caption class="unseen">{escape(label)}</caption><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _right(lines: Sequence[Sequence[Cell]], column: int) -> str:
+    """A column of numbers has its name above its digits."""
+    return " class=num" if any(isinstance(line[column].value, int | float) for line in lines) else ""
 
 
 def _cell(cell: Cell, column: str, verdicts: bool) -> str:
     text = words(cell.text)
     if verdicts and column == "verdict" and cell.text:
         text = chip(cell.text)
-    note = f' <small>{words(cell.note)}</small>' if cell.note else ""
+    note = f" <small>{words(cell.note)}</small>" if cell.note else ""
     number = isinstance(cell.value, int | float)
     value = f' data-value="{cell.value!r}"' if number else ""
     return f"<td{value}{' class=num' if number else ''}>{text}{note}</td>"
@@ -80,7 +94,11 @@ def _cell(cell: Cell, column: str, verdicts: bool) -> str:
 def pairs(items: Iterable[tuple[str, Any]]) -> str:
     """Names with values; what is missing is left out."""
     shown = [(k, v) for k, v in items if v not in (None, "", [], {})]
-    return '<dl class="pairs">' + "".join(f"<dt>{escape(k)}</dt><dd>{words(str(v))}</dd>" for k, v in shown) + "</dl>"
+    return (
+        '<dl class="pairs">'
+        + "".join(f"<dt>{escape(k)}</dt><dd>{words(str(v))}</dd>" for k, v in shown)
+        + "</dl>"
+    )
 
 
 def folded(summary: str, content: str, kind: str = "") -> str:

@@ -1,74 +1,23 @@
-"""What each figure shows, in one or two sentences with numbers; and the words of the project."""
+"""What each figure shows, in one or two sentences with numbers."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .facts import Spot, by_bits, listing, loss_text, methods, minus, number, plural, recovered, rise_text, start_of
+from .facts import (
+    Spot,
+    by_bits,
+    listing,
+    loss_text,
+    methods,
+    minus,
+    number,
+    plural,
+    recovered,
+    rise_text,
+    start_of,
+)
 from .sentences import came_back
-
-GLOSSARY = (
-    ("float weights", "The trained weights before quantization: the starting point of every distance here."),
-    ("river", "The directions in weight space along which the loss hardly changes. The float weights lie on it."),
-    ("basin", "The connected region around the float weights where the loss stays within the tolerance."),
-    ("wall", "Where the loss climbs steeply as weights move across the river."),
-    (
-        "tolerance",
-        "The rise in loss that still counts as low; by default ln 1.05 = 0.049 nats, which for a language model is "
-        "5 % of perplexity.",
-    ),
-    ("step", "The spacing of the quantization grid at a weight. Few bits mean large steps."),
-    (
-        "rms steps",
-        "The unit of every distance: each weight's shift divided by its own step, then the root mean square over "
-        "all quantized weights.",
-    ),
-    ("reach", "How far the quantized weights lie from the float weights. Plain rounding: about 0.29 steps."),
-    (
-        "radius",
-        "How far one can go before the loss leaves the tolerance. Typical: median over random rounding-like "
-        "directions, with quartiles. Worst: along a direction of steep ascent.",
-    ),
-    ("edge", "The place where the straight way from the float weights to a point leaves the basin."),
-    ("margin", "Edge over reach along that way. Above 1: the edge lies behind the point, so the point is inside."),
-    ("rounding", "Every weight goes to the nearest grid value."),
-    (
-        "second-order rounding",
-        "Weights are rounded one after another and later ones make up for the error of earlier ones, judged by a "
-        "quadratic model of each layer (GPTQ).",
-    ),
-    (
-        "QAT",
-        "Quantization-aware training: hidden float weights move, their rounded copy is deployed and judged. The "
-        "grid stays as it is, so QAT only chooses other points of the same grid.",
-    ),
-    ("latent and deployed", "The hidden float weights of QAT, and their rounded copy that would be shipped."),
-    ("flips", "Weights whose grid value changed in a step of QAT."),
-    ("inside", "Verdict: the loss is within the tolerance. Deploy it."),
-    ("bad point", "Verdict: too high, but a point of the same grid with a low loss was found (the certificate)."),
-    ("bad grid", "Verdict: too high, and the search found no low point on this grid within its budget."),
-    (
-        "not geometry",
-        "Verdict: too high, but something simpler explains it: BatchNorm statistics, clipped weights or numerics.",
-    ),
-    ("beyond", "The loss at the point is low, but the straight way to it crosses a wall."),
-    ("on the wall, plateau", "The loss at the point is high and still climbing, or high and flat."),
-    (
-        "inward pull",
-        "Cosine between the downhill direction at the quantized weights and the way back. It means something only "
-        "against its controls: the same at the latent weights, with all signs redrawn, and for random directions.",
-    ),
-    (
-        "visibility",
-        "Share of the rise that curvature at the float weights predicts. Near 0: second-order methods cannot see "
-        "the wall from there.",
-    ),
-    (
-        "wall exponent",
-        "p, where the loss rises with the p-th power of distance beyond the edge. 2 is a bowl; much more means a flat "
-        "floor and a wall.",
-    ),
-)  # fmt: skip
 
 
 def transition(task: dict[str, Any]) -> str:
@@ -125,8 +74,8 @@ def steps(task: dict[str, Any]) -> str:
     far = [f"{n} at {e.share:.2f}" for n, e in ends if e.low and (e.share or 0) > 1]
     if far:
         text += (
-            f" The recovered points lie past the typical radius too ({listing(far)} radii) and are low all the same: "
-            "direction, not distance, sets them apart."
+            f" The recovered points lie past the typical radius too ({listing(far)} radii) and are low "
+            "all the same: direction, not distance, sets them apart."
         )
     return text
 
@@ -153,7 +102,7 @@ def _leaves(spot: Spot) -> str:
     if spot.low and edge > reach:
         return f"it does so only at {number(edge)} steps, behind the point at {number(reach)}"
     if spot.low:
-        return f"it rises above the tolerance at {number(edge)} steps and is low again at the point, {number(reach)}"
+        return f"it rises above the tolerance at {number(edge)} steps and is low again at {number(reach)}"
     return f"the loss leaves the tolerance at {number(edge)} steps, before the point at {number(reach)}"
 
 
@@ -162,12 +111,14 @@ def plane(row: dict[str, Any]) -> str:
     start, end = start_of(row), recovered(row)
     assert end is not None
     certificate = start.diagnosis.get("certificate") or {}
-    text = f"{start.label.capitalize()} lands {_above(start)} the float weights, QAT ends {_above(end)} them"
+    text = (
+        f"{start.label.capitalize()} ends {_above(start)} the loss of the float weights, QAT {_above(end)} it"
+    )
     text += ", within the tolerance." if end.low else ", still outside the tolerance."
     if certificate.get("changed") is not None:
         text += f" The two points differ in {100 * certificate['changed']:.1f} % of the grid values."
     return text + (
-        " Colour is the loss in the plane itself; the path is projected onto it, its points lie off the plane."
+        " Colour is the loss in the plane itself; the path is projected onto it, its points lie off it."
     )
 
 
@@ -187,17 +138,21 @@ def training(row: dict[str, Any]) -> str:
     first, last = checks[0], checks[-1]
     best = min((c["deployed_loss"] for c in checks if c["deployed_loss"] is not None), default=None)
     text = f"The deployed loss starts at {number(first['deployed_loss'])} nats and "
-    since = data.get("recovery_step")
+    since, allowed = data.get("recovery_step"), (run.get("float_loss") or 0.0) + start_of(row).tolerance
     if since is not None:
         text += f"is within the tolerance of the float loss from step {since} on (lowest {number(best)})."
     else:
         text += (
             f"does not stay within the tolerance in {plural(data.get('steps') or last['step'], 'step')} "
-            f"(lowest {number(best)}, allowed {number((run.get('float_loss') or 0) + start_of(row).tolerance)})."
+            f"(lowest {number(best)}, allowed {number(allowed)})."
         )
     hidden = minus(last.get("latent_loss"), run.get("float_loss"))
     text += f" The latent loss ends at {number(last.get('latent_loss'))}"
-    text += ": the hidden weights themselves left the basin." if hidden is None or hidden > start_of(row).tolerance else "."
+    text += (
+        ": the hidden weights themselves left the basin."
+        if hidden is None or hidden > start_of(row).tolerance
+        else "."
+    )
     weights = run.get("weights")
     if weights:
         text += f" {100 * last['unique_flips'] / weights:.0f} % of the weights ever changed their grid value."

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from . import blocks
-from .facts import Spot, by_bits, loss_text, margin_text, methods, number, quartiles_text, radius_text, rise_text, spots
+from .facts import (
+    Spot,
+    by_bits,
+    loss_text,
+    margin_text,
+    methods,
+    number,
+    quartiles_text,
+    radius_text,
+    rise_text,
+    spots,
+)
 from .tables import SHORT, Cell
 
 LAYER_COLUMNS = (
@@ -21,7 +32,8 @@ LAYER_COLUMNS = (
 
 
 def evidence(row: dict[str, Any]) -> str:
-    """Everything measured on one scheme: reasons, a table of measurements by point, and the per-layer table."""
+    """Everything measured on one scheme: reasons, a table of measurements by point, and the per-layer
+    table."""
     found = spots(row)
     told = "".join(_reasons(s) for s in found)
     columns = [("measured", ""), *((SHORT.get(s.key, s.key), "") for s in found)]
@@ -37,7 +49,8 @@ def _reasons(spot: Spot) -> str:
     tail = f"<p class=advice>{blocks.words(advice)}</p>" if advice else ""
     pull = pull_sentence(spot)
     reasons += f"<li>{blocks.words(pull)}</li>" if pull else ""
-    return f"<h4>{blocks.words(spot.label.capitalize())} {blocks.chip(spot.verdict)}</h4><ul>{reasons}</ul>{tail}"
+    head = f"{blocks.words(spot.label.capitalize())} {blocks.chip(spot.verdict)}"
+    return f"<h4>{head}</h4><ul>{reasons}</ul>{tail}"
 
 
 def pull_sentence(spot: Spot) -> str:
@@ -46,7 +59,7 @@ def pull_sentence(spot: Spot) -> str:
     inward, mirrored, spread = pull.get("inward"), pull.get("mirrored"), pull.get("random")
     if spot.low or inward is None or mirrored is None or not spread:
         return ""
-    text = f"Inward pull {inward:+.3f}; with all signs redrawn {mirrored:+.3f}, random directions ±{spread:.3f}: "
+    text = f"Inward pull {inward:+.3f}; signs redrawn {mirrored:+.3f}, random directions ±{spread:.3f}: "
     if inward <= 2 * spread:
         return text + "the gradient does not point back more than chance."
     if inward - mirrored <= 2 * spread:
@@ -70,12 +83,21 @@ def _measured(found: list[Spot]) -> list[tuple[str, list[str]]]:
         return ["–" if part(s, *path) is None else f"{100 * part(s, *path):.2f} %" for s in found]
 
     lines = [
-        ("validation loss, nats", [f"{loss_text(part(s, 'loss'))} (float {loss_text(part(s, 'float_loss'))})" for s in found]),
-        ("rise, nats ± paired standard error", [f"{rise_text(s.rise)} ± {number(part(s, 'stderr'), 2)}" for s in found]),
+        (
+            "validation loss, nats",
+            [f"{loss_text(part(s, 'loss'))} (float {loss_text(part(s, 'float_loss'))})" for s in found],
+        ),
+        (
+            "rise, nats ± paired standard error",
+            [f"{rise_text(s.rise)} ± {number(part(s, 'stderr'), 2)}" for s in found],
+        ),
         ("reach, rms steps", numbers("reach")),
         ("edge on the straight way, steps", [number(part(s, "segment", "edge_steps")) for s in found]),
         ("margin (edge ÷ reach)", [margin_text(s) for s in found]),
-        ("typical radius, steps (quartiles)", [f"{radius_text(s)} ({quartiles_text(s) or '–'})" for s in found]),
+        (
+            "typical radius, steps (quartiles)",
+            [f"{radius_text(s)} ({quartiles_text(s) or '–'})" for s in found],
+        ),
         ("worst radius, steps", numbers("worst", "steps")),
         ("luck (edge ÷ typical radius)", numbers("luck")),
         ("where it lies", [part(s, "segment", "membership") or "–" for s in found]),
@@ -89,7 +111,10 @@ def _measured(found: list[Spot]) -> list[tuple[str, list[str]]]:
         ("pull exponent", numbers("pull", "exponent")),
         ("displacement in the walls' directions", shares("normal_split", "share")),
         ("… by chance", shares("normal_split", "expected")),
-        ("steepest curvature, nats per step²", [number((part(s, "normal_values") or [None])[0]) for s in found]),
+        (
+            "steepest curvature, nats per step²",
+            [number((part(s, "normal_values") or [None])[0]) for s in found],
+        ),
         ("visibility from the float weights", numbers("visibility")),
         ("visibility from the point", numbers("visibility_rounded")),
         ("clipped weights", shares("saturated")),
@@ -114,7 +139,9 @@ def _local(certificate: dict[str, Any] | None) -> str:
     failed, kept = (certificate or {}).get("local_failed"), (certificate or {}).get("local_found")
     if failed is None or kept is None:
         return "–"
-    return f"{number(failed)} against {number(kept)}" + (": blind, it prefers the failed point" if failed < kept else "")
+    return f"{number(failed)} against {number(kept)}" + (
+        ": blind, it prefers the failed point" if failed < kept else ""
+    )
 
 
 def _search(search: dict[str, Any] | None) -> str:

@@ -19,8 +19,8 @@ TOLERANCE = math.log(1.05)
 
 @dataclass(frozen=True)
 class Spot:
-    """One deployed point of a row: the result of a method, or what QAT recovered. ``key``: the method's name, or
-    ``"recovered"``; ``data``: its part of the row."""
+    """One deployed point of a row: the result of a method, or what QAT recovered. ``key``: the method's
+    name, or ``"recovered"``; ``data``: its part of the row."""
 
     key: str
     data: dict[str, Any]
@@ -42,7 +42,8 @@ class Spot:
 
     @property
     def rise(self) -> float | None:
-        """Loss above the float weights on the frozen validation data, in nats; None where it is not finite."""
+        """Loss above the float weights on the frozen validation data, in nats; None where it is not
+        finite."""
         return minus(self.diagnosis.get("loss"), self.diagnosis.get("float_loss"))
 
     @property
@@ -77,7 +78,8 @@ class Spot:
 
     @property
     def share(self) -> float | None:
-        """Reach over typical radius: how far toward (below 1) or past (above 1) the edge of a random direction."""
+        """Reach over typical radius: how far toward (below 1) or past (above 1) the edge of a random
+        direction."""
         return self.reach / self.radius if self.reach is not None and self.radius else None
 
     @property
@@ -111,9 +113,15 @@ def spots(row: dict[str, Any]) -> list[Spot]:
 
 def check(survey: Any) -> dict[str, Any]:
     """The survey itself, or an error that says what else it is."""
-    if not isinstance(survey, dict) or survey.get("format") != FORMAT or not isinstance(survey.get("tasks"), list):
+    if (
+        not isinstance(survey, dict)
+        or survey.get("format") != FORMAT
+        or not isinstance(survey.get("tasks"), list)
+    ):
         found = survey.get("format") if isinstance(survey, dict) else type(survey).__name__
-        raise ThalwegError(f"This is not a survey (format {found!r}, expected {FORMAT!r}). Run `thalweg survey` first.")
+        raise ThalwegError(
+            f"This is not a survey (format {found!r}, expected {FORMAT!r}). Run `thalweg survey` first."
+        )
     return survey
 
 
@@ -152,7 +160,9 @@ def loss_text(value: float | None) -> str:
 
 def rise_text(value: float | None) -> str:
     """A signed difference of losses."""
-    return "not finite" if value is None else f"{value:+.2f}" if abs(value) >= 0.0995 else f"{value:+.3f}"
+    if value is None:
+        return "not finite"
+    return (f"{value:+.2f}" if abs(value) >= 0.0995 else f"{value:+.3f}").replace("-", "−")
 
 
 def metric_text(metric: str, value: float | None, unit: bool = True) -> str:

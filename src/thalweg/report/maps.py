@@ -1,4 +1,5 @@
-"""Pictures seen from above: the measured plane of a recovered row, and the labelled cross-section of the words."""
+"""Pictures seen from above: the measured plane of a recovered row, and the labelled cross-section of the
+words."""
 
 from __future__ import annotations
 
@@ -14,8 +15,9 @@ BOX = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.82, "pad": 1.6}
 
 
 def plane(figure: Any, row: dict[str, Any]) -> None:
-    """Loss rise in the plane through the float weights, the start of QAT and what it reached; both axes in rms steps,
-    colour logarithmic from a quarter of the tolerance to a hundred tolerances (or the highest value)."""
+    """Loss rise in the plane through the float weights, the start of QAT and what it reached; both axes in
+    rms steps, colour logarithmic from a quarter of the tolerance to a hundred tolerances (or the highest
+    value)."""
     data, start, end = row["plane"], start_of(row), recovered(row)
     assert end is not None
     tolerance, base = start.tolerance, start.diagnosis.get("float_loss") or 0.0
@@ -46,8 +48,10 @@ def plane(figure: Any, row: dict[str, Any]) -> None:
         axes.plot(*place, marker=marker, markersize=15 if key == "float" else 10, color=colour,
                   markeredgecolor="white", markeredgewidth=1.3, zorder=5)  # fmt: skip
         side, up = (1 if place[0] >= centre[0] else -1), (1 if place[1] >= centre[1] else -1)
-        axes.annotate(LABELS.get(key, key), place, (9 * side, 11 * up), textcoords="offset points", fontsize=9.5,
-                      ha="left" if side > 0 else "right", va="bottom" if up > 0 else "top", bbox=BOX, zorder=6)  # fmt: skip
+        axes.annotate(LABELS.get(key, key), place, (9 * side, 11 * up), textcoords="offset points",
+        fontsize=9.5,
+                      ha="left" if side > 0 else "right", va="bottom" if up > 0 else "top", bbox=BOX,
+                      zorder=6)  # fmt: skip
     axes.set_aspect("equal")
     axes.set_xlabel(f"toward {start.label}, rms steps")
     axes.set_ylabel("across, rms steps")
@@ -57,7 +61,9 @@ INK_ON_MAP = "#10141c"
 """Ink on a coloured map, which is the same in both themes."""
 
 
-def _finer(s: np.ndarray, t: np.ndarray, values: np.ndarray, times: int = 6) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _finer(
+    s: np.ndarray, t: np.ndarray, values: np.ndarray, times: int = 6
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bilinear interpolation between the measured points, so that bands have no corners."""
     fine_s = np.linspace(s[0], s[-1], times * (len(s) - 1) + 1)
     fine_t = np.linspace(t[0], t[-1], times * (len(t) - 1) + 1)
@@ -66,8 +72,9 @@ def _finer(s: np.ndarray, t: np.ndarray, values: np.ndarray, times: int = 6) -> 
 
 
 def cross_section(figure: Any) -> None:
-    """The words in one drawing: left the valley from above with the quantization grid, right the cut through it along
-    the straight way from the float weights to the rounded point. A drawing, not a measurement."""
+    """The words in one drawing: left the valley from above with the quantization grid, right the cut
+    through it along the straight way from the float weights to the rounded point. A drawing, not a
+    measurement."""
     above, cut = figure.subplots(1, 2, width_ratios=(1.05, 1))
     _from_above(above)
     _cut(cut)
@@ -76,7 +83,8 @@ def cross_section(figure: Any) -> None:
 FLOAT, ROUNDED, RECOVERED = np.array([1.42, 1.40]), np.array([1.0, 1.0]), np.array([2.0, 1.0])
 ALONG = np.array([0.82, -0.57]) / math.hypot(0.82, 0.57)
 HALF = 0.30
-"""Drawing coordinates in grid steps: the float point, two grid points, the river's direction, half its width."""
+"""Drawing coordinates in grid steps: the float point, two grid points, the river's direction, half its
+width."""
 
 
 def _from_above(axes: Any) -> None:
@@ -87,19 +95,34 @@ def _from_above(axes: Any) -> None:
     axes.contourf(x, y, height, levels=14, cmap="cividis").set_edgecolor("face")
     axes.contour(x, y, away, levels=[HALF], colors=["white"], linewidths=2)
     grid_x, grid_y = np.meshgrid(range(4), range(3))
-    axes.plot(grid_x.ravel(), grid_y.ravel(), linestyle="none", marker="+", color="white", markersize=9, markeredgewidth=1.4)
+    axes.plot(
+        grid_x.ravel(),
+        grid_y.ravel(),
+        linestyle="none",
+        marker="+",
+        color="white",
+        markersize=9,
+        markeredgewidth=1.4,
+    )
     far = [FLOAT + ALONG * k for k in (-1.9, 2.25)]
     axes.plot(*zip(*far, strict=True), color="white", linestyle=":", linewidth=1.2)
     _arrow(axes, FLOAT, ROUNDED, COLOURS["nearest"])
-    bend = [FLOAT, ROUNDED + (0.1, 0.0), (1.25, 0.93), (1.55, 1.12), RECOVERED]
-    axes.plot(*zip(*bend[1:], strict=True), color=INK_ON_MAP, linewidth=1.4, linestyle=(0, (4, 2)))
+    bend = [ROUNDED, (1.16, 1.09), (1.36, 1.13), (1.58, 1.12), (1.8, 1.07), RECOVERED]
+    axes.plot(*zip(*bend, strict=True), color="white", linewidth=3.2)
+    axes.plot(*zip(*bend, strict=True), color=INK_ON_MAP, linewidth=1.4, marker=".", markersize=4)
     for key, place in (("float", FLOAT), ("nearest", ROUNDED), ("recovered", RECOVERED)):
         colour, marker = look(key)
         axes.plot(*place, marker=marker, markersize=17 if key == "float" else 11, color=colour,
                   markeredgecolor="white", markeredgewidth=1.3, zorder=5)  # fmt: skip
-    _say(axes, "float weights", FLOAT + (0.13, 0.12), "left", "bottom")
-    _say(axes, "rounded: nearest grid\npoint, outside the basin", ROUNDED + (-0.02, -0.14), "center", "top")
-    _say(axes, "recovered by QAT:\nfarther, but inside", RECOVERED + (0.14, 0.1), "left", "bottom")
+    _say(axes, "float weights", np.add(FLOAT, (0.13, 0.12)), "left", "bottom")
+    _say(
+        axes,
+        "rounded: nearest grid\npoint, outside the basin",
+        np.add(ROUNDED, (-0.02, -0.14)),
+        "center",
+        "top",
+    )
+    _say(axes, "recovered by QAT:\nfarther, but inside", np.add(RECOVERED, (0.14, 0.1)), "left", "bottom")
     _say(axes, "the river", FLOAT + ALONG * -1.45 + (0.0, 0.0), "center", "center")
     _say(axes, "wall", (2.75, 2.35), "center", "center")
     _say(axes, "wall", (0.15, 0.3), "center", "center")
@@ -124,15 +147,39 @@ def _cut(axes: Any) -> None:
     axes.plot([reach, reach], [-1.75, high], color=INK, linewidth=0.7, linestyle=":")
     axes.plot([edge, edge], [-1.0, tolerance], color=INK, linewidth=0.7, linestyle=":")
     for y, end, name in ((-0.95, edge, "radius"), (-1.75, reach, "reach")):
-        axes.annotate("", (end, y), (0, y), arrowprops={"arrowstyle": "<->", "color": INK, "shrinkA": 0, "shrinkB": 0})
-        axes.annotate(name, (end / 2, y), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=10)
-    axes.annotate("margin = radius ÷ reach;\nbelow 1: outside", (0.05, -2.55), fontsize=9, ha="left", va="center")
-    axes.annotate("float weights", (0, 0), (0, 9), textcoords="offset points", ha="center", va="bottom", fontsize=9.5)
-    axes.annotate("rounded point", (reach, high), (-9, 2), textcoords="offset points", ha="right", va="center", fontsize=9.5)
-    axes.annotate("edge", (edge, tolerance), (6, -3), textcoords="offset points", ha="left", va="top", fontsize=9.5)
-    axes.annotate("wall", (0.50, 3.2), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=9.5)
-    axes.annotate("wall", (-0.5, 3.2), (8, 0), textcoords="offset points", ha="left", va="center", fontsize=9.5)
-    axes.annotate("tolerance", (-0.6, tolerance), (0, 3), textcoords="offset points", ha="left", va="bottom", fontsize=9)
+        axes.annotate(
+            "", (end, y), (0, y), arrowprops={"arrowstyle": "<->", "color": INK, "shrinkA": 0, "shrinkB": 0}
+        )
+        axes.annotate(
+            name, (end / 2, y), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=10
+        )
+    axes.annotate(
+        "margin = radius ÷ reach;\nbelow 1: outside", (0.05, -2.55), fontsize=9, ha="left", va="center"
+    )
+    axes.annotate(
+        "float weights", (0, 0), (0, 9), textcoords="offset points", ha="center", va="bottom", fontsize=9.5
+    )
+    axes.annotate(
+        "rounded point",
+        (reach, high),
+        (-9, 2),
+        textcoords="offset points",
+        ha="right",
+        va="center",
+        fontsize=9.5,
+    )
+    axes.annotate(
+        "edge", (edge, tolerance), (6, -3), textcoords="offset points", ha="left", va="top", fontsize=9.5
+    )
+    axes.annotate(
+        "wall", (0.50, 3.2), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=9.5
+    )
+    axes.annotate(
+        "wall", (-0.5, 3.2), (8, 0), textcoords="offset points", ha="left", va="center", fontsize=9.5
+    )
+    axes.annotate(
+        "tolerance", (-0.6, tolerance), (0, 3), textcoords="offset points", ha="left", va="bottom", fontsize=9
+    )
     axes.set_xlim(-0.62, 0.78)
     axes.set_ylim(-3.1, 6.4)
     axes.set_yticks([])
@@ -142,7 +189,9 @@ def _cut(axes: Any) -> None:
 
 
 def _arrow(axes: Any, start: Any, end: Any, colour: str) -> None:
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkB": 5})
+    axes.annotate(
+        "", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkB": 5}
+    )
 
 
 def _say(axes: Any, text: str, place: Any, across: str, up: str) -> None:

@@ -10,14 +10,21 @@ from typing import Any
 
 from ..atomic import plain, read_json, write_bytes, write_text
 from ..errors import ThalwegError
-from . import blocks
-from .conclusions import GLOSSARY
+from . import blocks, first
 from .evidence import evidence, totals
-from .facts import LABELS, Spot, by_bits, check, listing, loss_text, methods, metric_text, plural, recovered, start_of, title
+from .facts import (
+    by_bits,
+    check,
+    listing,
+    loss_text,
+    metric_text,
+    title,
+)
 from .figures import Picture, cross_section, pictures, slug
 from .sentences import QUESTION, came_back, row_sentence, task_headline
 from .style import escape
 from .tables import COLUMNS, rows
+from .words import GLOSSARY
 
 
 def write_report(survey: dict[str, Any], out: str | Path) -> Path:
@@ -49,7 +56,9 @@ def report_run(folder: str | Path) -> Path:
 
 def _page(survey: dict[str, Any], drawn: list[list[Picture]]) -> str:
     tasks = survey["tasks"]
-    data = json.dumps(survey, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(survey, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(
+        "<", "\\u003c"
+    )
     created = (survey.get("manifest") or {}).get("created", "")
     parts = {
         "style": _template("page.css"),
@@ -58,9 +67,9 @@ def _page(survey: dict[str, Any], drawn: list[list[Picture]]) -> str:
         "question": escape(QUESTION),
         "created": escape(created[:10]),
         "headline": "".join(f"<p>{blocks.words(task_headline(t))}</p>" for t in tasks),
-        "overview": "".join(_overview(t) for t in tasks),
-        "legend": "".join(f"<li>{blocks.chip(v)} {escape(text)}</li>" for v, text in MEANINGS_SHOWN),
-        "hero": _hero(tasks, drawn),
+        "overview": "".join(first.overview(t) for t in tasks),
+        "legend": "".join(f"<li>{blocks.chip(v)} {escape(text)}</li>" for v, text in blocks.MEANINGS),
+        "hero": first.hero(tasks, drawn),
         "links": "".join(f'<a href="#{slug(t["name"])}">{escape(t["name"])}</a>' for t in tasks),
         "tasks": "".join(_task(t, p) for t, p in zip(tasks, drawn, strict=True)),
         "method": _method(survey),
@@ -71,83 +80,8 @@ def _page(survey: dict[str, Any], drawn: list[list[Picture]]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda m: parts[m.group(1)], _template("page.html"))
 
 
-MEANINGS_SHOWN = blocks.MEANINGS
-
-
 def _template(name: str) -> str:
     return (resources.files(__package__) / name).read_text(encoding="utf-8")
-
-
-def _overview(task: dict[str, Any]) -> str:
-    """The compact table of the first screen: one line per scheme, metric and verdict for each way."""
-    metric, found = task.get("metric", ""), by_bits(task)
-    keys = list(dict.fromkeys(s.key for r in found for s in methods(r)))
-    heads = "".join(f'<th scope="col">{escape(LABELS.get(k, k))}</th>' for k in keys)
-    before = (task.get("float") or {}).get("test") or {}
-    shown = metric_text(metric, before.get(metric)) or f"loss {loss_text(before.get('loss'))}"
-    lines = []
-    for row in found:
-        cells = {s.key: f"<td>{_figure(metric, s)} {blocks.chip(s.verdict)}</td>" for s in methods(row)}
-        bits = f" <small>{row['bits_per_weight']:.1f} bits</small>" if row.get("bits_per_weight") else ""
-        lines.append(
-            f'<tr><th scope="row">{escape(row["scheme"])}{bits}</th>'
-            + "".join(cells.get(k, "<td>–</td>") for k in keys)
-            + f"<td>{_after(metric, row)}</td></tr>"
-        )
-    name = f"{metric} on test data" if metric in ("accuracy", "perplexity") else "loss on test data"
-    return (
-        f'<section class="overview"><h2>{escape(title(task))} <small>{name}; float weights: {blocks.words(shown)}</small></h2>'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Overview, {escape(task["name"])}"><table>'
-        f'<thead><tr><th scope="col">scheme</th>{heads}<th scope="col">after QAT</th></tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div></section>"
-    )
-
-
-def _figure(metric: str, spot: Spot) -> str:
-    return blocks.words(metric_text(metric, spot.test.get(metric)) or loss_text(spot.test.get("loss")))
-
-
-def _after(metric: str, row: dict[str, Any]) -> str:
-    end = recovered(row)
-    if end is None:
-        return "<small>not needed</small>" if all(s.low for s in methods(row)) else "<small>not tried</small>"
-    steps = end.data.get("recovery_step") if came_back(row) else end.data.get("steps")
-    text = f"in {plural(steps or 0, 'step')}" if came_back(row) else f"not in {plural(steps or 0, 'step')}"
-    verdict = "inside" if came_back(row) else "bad grid"
-    return f"{_figure(metric, end)} {blocks.chip(verdict, text)}"
-
-
-def _hero(tasks: list[dict[str, Any]], drawn: list[list[Picture]]) -> str:
-    """The most telling picture: the map of a recovered row whose failure nothing simpler explains, with the largest
-    rise; without one, the first transition."""
-    best: tuple[tuple[bool, float], Picture, dict[str, Any], dict[str, Any]] | None = None
-    for task, part in zip(tasks, drawn, strict=True):
-        for row in by_bits(task):
-            picture = next((p for p in part if p.kind == "plane" and p.scheme == row["scheme"]), None)
-            if picture is None or not came_back(row):
-                continue
-            start = start_of(row)
-            rank = (start.verdict == "bad point", start.rise if start.rise is not None else 0.0)
-            if best is None or rank > best[0]:
-                best = (rank, picture, task, row)
-    if best is None:
-        first = next((p for part in drawn for p in part), None)
-        return blocks.figure(first, _renamed(first)) if first else ""
-    _, picture, task, row = best
-    name = f"{task['name']} at {row['scheme']}, seen from above"
-    lead = (
-        f"{name}: dark is low loss, the valley in which the float weights lie (star). {LABELS['nearest'].capitalize()} "
-        "throws the model onto the wall (square), QAT leads it back (dots) to another point of the same grid (circle). "
-    )
-    if start_of(row).key != "nearest":
-        lead = lead.replace(LABELS["nearest"].capitalize(), start_of(row).label.capitalize())
-    shown = Picture("hero", picture.scheme, picture.kind, picture.svg, picture.png, lead + picture.sentence)
-    return blocks.figure(shown, _renamed(picture))
-
-
-def _renamed(picture: Picture) -> str:
-    """The same drawing a second time, with ids of its own."""
-    return re.sub(rf'(\bid="|url\(#|\bhref="#){re.escape(picture.name)}-', r"\g<1>hero-", picture.svg)
 
 
 def _task(task: dict[str, Any], drawn: list[Picture]) -> str:
@@ -165,15 +99,18 @@ def _task(task: dict[str, Any], drawn: list[Picture]) -> str:
     for row in found:
         mine = [blocks.figure(p) for p in drawn if p.scheme == row["scheme"]]
         if mine:
-            head = f"<h3>{escape(row['scheme'])}: {'out and back' if came_back(row) else 'out, and not back'}</h3>"
+            outcome = "out and back" if came_back(row) else "out, and not back"
+            head = f"<h3>{escape(row['scheme'])}: {outcome}</h3>"
             parts.append(f'{head}<div class="figures">{"".join(mine)}</div>')
     proofs = "".join(blocks.folded(f"Evidence for {r['scheme']}", evidence(r), "evidence") for r in found)
     return (
-        f'<section id="{slug(name)}" class="task"><h2>{escape(title(task))}</h2><p class="facts">{_facts(task)}</p>'
+        f'<section id="{slug(name)}" class="task"><h2>{escape(title(task))}</h2><p '
+        f'class="facts">{_facts(task)}</p>'
         f"<ul class=verdicts>{told}</ul>{''.join(whole[:1])}"
         f"<h3>Every point</h3><p class=facts>Click a column's name to sort by it.</p>"
         f"{blocks.table(f'Every point, {name}', columns, lines, verdicts=True)}"
-        f"<h3>One axis for every scheme</h3>{''.join(whole[1:])}{''.join(parts)}<h3>Evidence</h3>{proofs}</section>"
+        f"<h3>One axis for every "
+        f"scheme</h3>{''.join(whole[1:])}{''.join(parts)}<h3>Evidence</h3>{proofs}</section>"
     )
 
 
@@ -189,7 +126,9 @@ def _facts(task: dict[str, Any]) -> str:
     if task.get("keep_float"):
         parts.append(f"{listing(task['keep_float'])} stay{'s' if len(task['keep_float']) == 1 else ''} float")
     shown = metric_text(metric, test.get(metric))
-    parts.append(f"float weights: test loss {loss_text(test.get('loss'))}" + (f", {metric} {shown}" if shown else ""))
+    parts.append(
+        f"float weights: test loss {loss_text(test.get('loss'))}" + (f", {metric} {shown}" if shown else "")
+    )
     parts.append(f"judged on {task['samples']:,} frozen validation samples" if task.get("samples") else "")
     parts.append(f"figures from {test['samples']:,} test samples" if test.get("samples") else "")
     if task.get("noise_nats") is not None:
@@ -199,22 +138,41 @@ def _facts(task: dict[str, Any]) -> str:
 
 def _method(survey: dict[str, Any]) -> str:
     plan, made = survey.get("plan") or {}, survey.get("manifest") or {}
-    recipe, limits, hardware = plan.get("recipe") or {}, plan.get("thresholds") or {}, made.get("hardware") or {}
+    recipe, limits, hardware = (
+        plan.get("recipe") or {},
+        plan.get("thresholds") or {},
+        made.get("hardware") or {},
+    )
     info = "".join(
-        blocks.folded(f"Training of {t['name']}", blocks.pairs((k, v) for k, v in (t.get("info") or {}).items()))
+        blocks.folded(
+            f"Training of {t['name']}", blocks.pairs((k, v) for k, v in (t.get("info") or {}).items())
+        )
         for t in survey["tasks"]
         if t.get("info")
     )
     return (
         "<h3>Thresholds and seeds</h3>"
-        + blocks.pairs([*((k.replace("_", " "), v) for k, v in limits.items()), ("survey seed", plan.get("seed"))])
+        + blocks.pairs(
+            [*((k.replace("_", " "), v) for k, v in limits.items()), ("survey seed", plan.get("seed"))]
+        )
         + "<h3>Quantization and recovery</h3>"
-        + blocks.pairs([("schemes", listing(plan.get("schemes") or [])), ("methods", listing(plan.get("methods") or [])),
-                        ("scales fitted by", plan.get("fit")), ("points per side of a map", plan.get("plane")),
-                        *((f"QAT {k.replace('_', ' ')}", v) for k, v in recipe.items())])  # fmt: skip
+        + blocks.pairs(
+            [
+                ("schemes", listing(plan.get("schemes") or [])),
+                ("methods", listing(plan.get("methods") or [])),
+                ("scales fitted by", plan.get("fit")),
+                ("points per side of a map", plan.get("plane")),
+                *((f"QAT {k.replace('_', ' ')}", v) for k, v in recipe.items()),
+            ]
+        )
         + "<h3>Cost</h3>"
-        + blocks.pairs([("planned at most", totals(survey, "planned")), ("spent", totals(survey, "spent")),
-                        ("wall time", f"{survey['seconds']:.0f} s" if survey.get("seconds") is not None else None)])  # fmt: skip
+        + blocks.pairs(
+            [
+                ("planned at most", totals(survey, "planned")),
+                ("spent", totals(survey, "spent")),
+                ("wall time", f"{survey['seconds']:.0f} s" if survey.get("seconds") is not None else None),
+            ]
+        )
         + "<h3>Made with</h3>"
         + blocks.pairs([*((k, v) for k, v in made.items() if k != "hardware"), *hardware.items()])
         + info

@@ -25,8 +25,8 @@ QUESTION = "How few bits can the weights have before the model breaks, and can i
 
 
 def row_sentence(task: dict[str, Any], row: dict[str, Any]) -> str:
-    """The verdict on one scheme of one task. Losses and metric are test figures; *inside* and *outside* are judged
-    on the frozen validation data, and the sentence says so where the test data disagree."""
+    """The verdict on one scheme of one task. Losses and metric are test figures; *inside* and *outside* are
+    judged on the frozen validation data, and the sentence says so where the test data disagree."""
     found = methods(row)
     if not found:
         return f"{row['scheme']}: nothing was measured."
@@ -53,13 +53,23 @@ def task_headline(task: dict[str, Any]) -> str:
     if not lost:
         return f"{name} survives {label} at every scheme tried, down to {_bits(kept[-1])}."
     if kept:
-        gaps = [r["scheme"] for r in lost if (r.get("bits_per_weight") or 0) > (kept[-1].get("bits_per_weight") or 0)]
-        text = f"{name} survives {label} down to {_bits(kept[-1])}" + (f", except {listing(gaps)}" if gaps else "")
+        gaps = [
+            r["scheme"]
+            for r in lost
+            if (r.get("bits_per_weight") or 0) > (kept[-1].get("bits_per_weight") or 0)
+        ]
+        text = f"{name} survives {label} down to {_bits(kept[-1])}" + (
+            f", except {listing(gaps)}" if gaps else ""
+        )
     else:
         text = f"{name} survives {label} at none of the schemes tried"
-    worst = max(lost, key=lambda r: math.inf if methods(r)[0].rise is None else methods(r)[0].rise)
+    worst = max(lost, key=lambda r: _height(methods(r)[0]))
     text += f"; {worst['scheme']} breaks it ({_figures(task, methods(worst)[0])})"
     return text + ", " + _remedies(task, lost, worst) + "."
+
+
+def _height(spot: Spot) -> float:
+    return math.inf if spot.rise is None else spot.rise
 
 
 def _remedies(task: dict[str, Any], lost: list[dict[str, Any]], worst: dict[str, Any]) -> str:
@@ -84,9 +94,15 @@ def _remedies(task: dict[str, Any], lost: list[dict[str, Any]], worst: dict[str,
     failed = [r["scheme"] for r in tried if r not in back]
     if rest:
         text += f", and likewise {listing(rest)}"
-    norms = [r["scheme"] for r in lost if (x := methods(r)[0].repaired_by_norms) is not None and x <= methods(r)[0].tolerance]
+    norms = [
+        r["scheme"]
+        for r in lost
+        if (x := methods(r)[0].repaired_by_norms) is not None and x <= methods(r)[0].tolerance
+    ]
     text += f", but not {listing(failed)}" if failed else ""
-    return text + (f" (at {listing(norms)} fresh BatchNorm statistics alone would do)" if norms else "")
+    return text + (
+        f" (at {listing(norms)}, recomputing the BatchNorm statistics alone would repair it)" if norms else ""
+    )
 
 
 def came_back(row: dict[str, Any]) -> bool:
@@ -96,8 +112,8 @@ def came_back(row: dict[str, Any]) -> bool:
 
 
 def clear(a: Spot, b: Spot) -> int:
-    """-1 where ``a`` has clearly less loss than ``b`` on the validation data, 1 where clearly more, 0 where the
-    difference is within two standard errors (each paired with the float weights, added in squares)."""
+    """-1 where ``a`` has clearly less loss than ``b`` on the validation data, 1 where clearly more, 0 where
+    the difference is within two standard errors (each paired with the float weights, added in squares)."""
     if a.rise is None or b.rise is None:
         return 0 if a.rise is b.rise else -1 if b.rise is None else 1
     error = math.hypot(a.diagnosis.get("stderr") or 0.0, b.diagnosis.get("stderr") or 0.0)
@@ -113,7 +129,9 @@ def _bits(row: dict[str, Any]) -> str:
 def _end(task: dict[str, Any], spot: Spot) -> str:
     """Loss and metric of the point alone, on the test data."""
     metric, text = task.get("metric", ""), f"loss {loss_text(spot.test.get('loss'))}"
-    return text + (f", {metric} {metric_text(metric, spot.test[metric])}" if spot.test.get(metric) is not None else "")
+    return text + (
+        f", {metric} {metric_text(metric, spot.test[metric])}" if spot.test.get(metric) is not None else ""
+    )
 
 
 def _figures(task: dict[str, Any], spot: Spot) -> str:
@@ -134,7 +152,9 @@ def _state(task: dict[str, Any], spot: Spot) -> str:
         return f"ends at a low loss, but beyond a wall on the straight way ({figures})"
     if spot.low:
         return f"stays in the basin ({figures})"
-    how = {"plateau": "leaves the basin for a plateau", "on the wall": "leaves the basin"}.get(where or "", "leaves the basin")
+    how = {"plateau": "leaves the basin for a plateau", "on the wall": "leaves the basin"}.get(
+        where or "", "leaves the basin"
+    )
     if spot.verdict == "not geometry":
         how = "breaks the model"
     return f"{how} ({figures})"
@@ -148,7 +168,11 @@ def _other(task: dict[str, Any], base: Spot, spot: Spot) -> str:
         return f"{spot.label} {_state(task, spot)}"
     words = {0: "no clear difference", -1: "clearly better", 1: "clearly worse"}[side]
     if spot.low:
-        return f"{spot.label} makes no clear difference" if side == 0 else f"{spot.label} is {words}, also inside"
+        return (
+            f"{spot.label} makes no clear difference"
+            if side == 0
+            else f"{spot.label} is {words}, also inside"
+        )
     link = ", though it is" if side < 0 else " and is" if side > 0 else " and makes"
     return f"{spot.label} does not bring it back{link} {words} ({_end(task, spot)})"
 
@@ -169,7 +193,9 @@ def _norms(found: list[Spot]) -> str:
     parts = [f"repairs {listing(repaired)}"] if repaired else []
     parts += [f"removes {listing(reduced)}"] if reduced else []
     text = [f"re-estimating BatchNorm statistics alone {' and '.join(parts)}"] if parts else []
-    return "; ".join(text + ([f"{listing(clipped)} are clipped, which points at the scales"] if clipped else []))
+    return "; ".join(
+        text + ([f"{listing(clipped)} are clipped, which points at the scales"] if clipped else [])
+    )
 
 
 def _recovery(task: dict[str, Any], row: dict[str, Any]) -> str:
@@ -180,7 +206,9 @@ def _recovery(task: dict[str, Any], row: dict[str, Any]) -> str:
     start = start_of(row)
     whom = "" if start.key == found[0].key else f" {start.label}"
     if came_back(row):
-        return f"{plural(since or 0, 'step')} of QAT bring{'s' if since == 1 else ''}{whom or ' it'} back on the same grid ({_end(task, end)})"
+        verb = "brings" if since == 1 else "bring"
+        back = f"{verb}{whom or ' it'} back on the same grid"
+        return f"{plural(since or 0, 'step')} of QAT {back} ({_end(task, end)})"
     if end.low:
         return (
             f"QAT reached a low loss on the same grid ({_end(task, end)}) but did not stay inside "

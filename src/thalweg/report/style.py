@@ -1,8 +1,9 @@
 """How figures look and are saved: one SVG that follows the page's colours, one PNG on white.
 
-matplotlib is imported when the first figure is drawn. Text and axes are drawn in ``INK``, backgrounds of labels in
-``PAPER``; in the SVG they become ``currentColor`` and ``var(--paper)``. Series colours are from the colour-blind safe set of
-Okabe and Ito, darkened or lightened until they read on both themes; markers differ as well.
+matplotlib is imported when the first figure is drawn. Text and axes are drawn in ``INK``, backgrounds of
+labels in ``PAPER``; in the SVG they become ``currentColor`` and ``var(--paper)``. Series colours are from the
+colour-blind safe set of Okabe and Ito, darkened or lightened until they read on both themes; markers differ
+as well.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ GREY = "#8b93a1"
 COLOURS = {"float": "#3b82c4", "nearest": "#d55e00", "gptq": "#b5609a", "recovered": "#0f9d76"}
 MARKERS = {"float": "*", "nearest": "s", "gptq": "D", "recovered": "o"}
 MORE = (("#c08a00", "^"), ("#6b7fd7", "v"), ("#7a8f2f", "P"), ("#a8695a", "X"))
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -37,7 +38,8 @@ SETTINGS = {
 
 
 def look(key: str, keys: list[str] | None = None) -> tuple[str, str]:
-    """Colour and marker of a point; methods without their own take the next free one in the order of ``keys``."""
+    """Colour and marker of a point; methods without their own take the next free one in the order of
+    ``keys``."""
     if key in COLOURS:
         return COLOURS[key], MARKERS[key]
     unknown = [k for k in keys or [key] if k not in COLOURS]
@@ -72,7 +74,9 @@ def svg(figure: Any, name: str, label: str = "") -> str:
 
     ``label``: what a screen reader says.
     """
-    text = _saved(figure, name, format="svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
+    text = _saved(
+        figure, name, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+    ).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"\s+", " ", text).replace("> <", "><")
@@ -87,7 +91,9 @@ def svg(figure: Any, name: str, label: str = "") -> str:
 
 def standalone(figure: Any, name: str) -> str:
     """The figure as an SVG file on white, for pages that cannot hand it their colours (a README)."""
-    text = _saved(figure, name, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}).decode()
+    text = _saved(
+        figure, name, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}
+    ).decode()
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
 
 
@@ -108,7 +114,8 @@ def _saved(figure: Any, salt: str = "", **options: Any) -> bytes:
 
 
 def spread(places: list[float], gap: float, low: float, high: float) -> list[float]:
-    """Where to write labels so that neighbours are at least ``gap`` apart, as near as may be to their places."""
+    """Where to write labels so that neighbours are at least ``gap`` apart, as near as may be to their
+    places."""
     order = sorted(range(len(places)), key=places.__getitem__)
     out = [min(max(places[i], low), high) for i in order]
     for _ in range(200):

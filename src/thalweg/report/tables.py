@@ -1,4 +1,5 @@
-"""The rows of a survey, once for the terminal and for the page; and the survey as it is shown in a terminal."""
+"""The rows of a survey, once for the terminal and for the page; and the survey as it is shown in a
+terminal."""
 
 from __future__ import annotations
 
@@ -40,7 +41,10 @@ COLUMNS = (
     ("weights", "Which weights: float, rounded, or recovered by QAT."),
     ("loss", "Loss on the test data, nats."),
     ("metric", "The task's metric on the test data."),
-    ("rise", "Loss above the float weights on the frozen validation data, nats, with its paired standard error."),
+    (
+        "rise",
+        "Loss above the float weights on the frozen validation data, nats, with its paired standard error.",
+    ),
     ("reach", "Distance from the float weights, rms steps."),
     ("radius", "Typical radius of the basin on this grid, rms steps, with quartiles over random directions."),
     ("margin", "Distance to the edge over reach, on the straight way; above 1 is inside."),
@@ -86,7 +90,9 @@ def _line(metric: str, scheme: str, bits: float | None, spot: Spot) -> list[Cell
         Cell(rise_text(spot.rise), spot.rise, f"±{number(error, 2)}" if error else ""),
         Cell(number(spot.reach), spot.reach),
         Cell(radius_text(spot), spot.radius, quartiles_text(spot)),
-        Cell(margin_text(spot), d.get("margin") if d.get("margin") is not None else 1e9 if spot.low else None),
+        Cell(
+            margin_text(spot), d.get("margin") if d.get("margin") is not None else 1e9 if spot.low else None
+        ),
         Cell(spot.segment.get("membership") or "–"),
         Cell(late, since),
         Cell(spot.verdict),
@@ -114,13 +120,16 @@ def terminal(survey: dict[str, Any]) -> RenderableType:
 def _table(task: dict[str, Any]) -> Table:
     metric = task.get("metric", "")
     shown = [c for c, _ in COLUMNS if c != "rise" and (c != "metric" or metric in ("accuracy", "perplexity"))]
+    shown_losses = f"test loss and {metric}" if "metric" in shown else "test loss"
     table = Table(
-        title=f"{title(task)} (test loss{f' and {metric}' if 'metric' in shown else ''}; distances in rms steps)",
-        title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0),
+        title=f"{title(task)} ({shown_losses}; distances in rms steps)", title_justify="left",
+        title_style="bold", box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0),
     )  # fmt: skip
     for name in shown:
         right = name in ("bits", "loss", "metric", "reach", "radius", "margin", "QAT")
-        table.add_column(metric if name == "metric" else name, justify="right" if right else "left", no_wrap=True)
+        table.add_column(
+            metric if name == "metric" else name, justify="right" if right else "left", no_wrap=True
+        )
     previous = "float"
     for spot, cells in rows(task):
         texts = {name: cell.text for (name, _), cell in zip(COLUMNS, cells, strict=True)}
@@ -128,7 +137,9 @@ def _table(task: dict[str, Any]) -> Table:
         if spot is not None and texts["scheme"] == previous:
             texts["bits"] = texts["scheme"] = ""
         previous = texts["scheme"] or previous
-        table.add_row(*(Text(verdict, style=STYLES.get(verdict, "")) if n == "verdict" else texts[n] for n in shown))
+        table.add_row(
+            *(Text(verdict, style=STYLES.get(verdict, "")) if n == "verdict" else texts[n] for n in shown)
+        )
     return table
 
 
