@@ -94,7 +94,7 @@ def test_strict_exits_with_one_on_failure(run):
     assert run("quantize", TOY, "--scheme", "w8", "--out", "a.safetensors")[0] == 0
     assert run("diagnose", "a.safetensors", "--strict", "--depth", "losses")[0] == 0
     assert run("quantize", TOY, "--scheme", "w1", "--fit", "absmax", "--out", "b.safetensors")[0] == 0
-    assert run("diagnose", "b.safetensors", "--strict", "--search", "0", "--depth", "losses")[0] == 1
+    assert run("diagnose", "b.safetensors", "--strict", "--search", "0", "--depth", "losses", "--tolerance", "1e-6")[0] == 1
 
 
 @pytest.mark.parametrize("command", ["", "survey", "quantize", "diagnose", "train", "export", "report", "list", "cite", "demo"])

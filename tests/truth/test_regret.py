@@ -140,7 +140,7 @@ def test_audit_sees_momentum(net, batches):
 
 
 def test_audit_bounds_the_loss_of_a_convex_valley():
-    """(6.7) on the library's affine valley: mean deployed loss minus the river's is below the audit's bound."""
+    """(6.7) on the library's affine valley: mean deployed loss is within the audit's bound."""
     land = affine(24, 8, "hinge", 0.3, drift="flat", slope=1.0)
     objective = land.objective()
     point = quantize(objective, "w4t", grids=land.grids(1.0))
