@@ -1,5 +1,5 @@
-"""A small made-up survey that holds every awkward case: null margins, a loss that is not finite, BatchNorm that
-explains a failure, clipped weights, a search that found nothing, a recovery that did not last."""
+"""A small made-up survey that holds every awkward case: null margins, a loss that is not finite, BatchNorm
+that explains a failure, clipped weights, a search that found nothing, a recovery that did not last."""
 
 import math
 

@@ -9,9 +9,9 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from made_up_survey import language, survey, vision
 from rich.console import Console
 
+from tests.made_up_survey import language, survey, vision
 from thalweg.errors import ThalwegError
 from thalweg.report import headline, report_run, row_sentence, terminal, write_cross_section, write_report
 from thalweg.report.facts import methods
@@ -191,9 +191,11 @@ def test_cross_section_for_the_readme(tmp_path):
 
 def test_report_does_not_import_torch_and_matplotlib_is_named_when_missing():
     code = (
-        "import sys\nimport thalweg.report\nassert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+        "import sys\nimport thalweg.report\n"
+        "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
         "sys.modules['matplotlib'] = None\nfrom thalweg.errors import ThalwegError\n"
-        "try:\n    thalweg.report.cross_section()\nexcept ThalwegError as e:\n    assert 'pip install thalweg[report]' in str(e)\n"
+        "try:\n    thalweg.report.cross_section()\n"
+        "except ThalwegError as e:\n    assert 'pip install thalweg[report]' in str(e)\n"
         "else:\n    sys.exit(1)\nassert 'torch' not in sys.modules\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The page of a survey in a real browser: figures drawn, tables sorting, a silent console, a phone's width."""
+"""The page of a survey in a real browser: figures drawn, tables sorting, a silent console, a phone."""
 
 import json
 import re
@@ -6,7 +6,7 @@ import shutil
 import subprocess
 
 import pytest
-from made_up_survey import survey
+from tests.made_up_survey import survey
 
 from thalweg.report import write_report
 
@@ -28,7 +28,8 @@ addEventListener("load", function () {
     found[name] = [];
     for (let i = 0; i < 2; i++) {
       head.firstChild.click();
-      found[name].push([head.getAttribute("aria-sort"), read(), table.tBodies[0].rows[0].cells[0].textContent]);
+      const aria = head.getAttribute("aria-sort");
+      found[name].push([aria, read(), table.tBodies[0].rows[0].cells[0].textContent]);
     }
   }
   document.querySelectorAll("details").forEach(d => d.open = true);
@@ -38,7 +39,8 @@ addEventListener("load", function () {
   document.body.append(out);
 });
 </script>"""
-CATCH = "<script>window.caught = []; addEventListener('error', e => window.caught.push(String(e.message)));</script>"
+CATCH = "<script>window.caught = []; "
+    "addEventListener('error', e => window.caught.push(String(e.message)));</script>"
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -112,7 +114,8 @@ def test_page_in_a_browser(page, browser, tmp_path):
     send = PROBE.replace("document.body.append(out)", "parent.postMessage(out.textContent, '*')")
     (tmp_path / "framed.html").write_text(_with(text, send))
     phone.write_text(
-        '<!DOCTYPE html><body><iframe src="framed.html" style="width:390px;height:800px;border:0"></iframe><script>'
+        '<!DOCTYPE html><body><iframe src="framed.html" style="width:390px;height:800px;border:0"></iframe>'
+        "<script>"
         "addEventListener('message', function (e) { const out = document.createElement('pre');"
         "out.id = 'findings'; out.textContent = e.data; document.body.append(out); });</script></body>"
     )

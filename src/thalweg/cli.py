@@ -327,6 +327,30 @@ def export(
         )
 
 
+@app.command(epilog="Example: [bold]thalweg theory --quick[/bold]")
+def theory(
+    quick: Annotated[bool, typer.Option("--quick", help="A tenth of the instances, under a minute.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder of theory.html, theory.json and the diagrams.")] = Path("runs/theory"),
+    seed: Seed = 0,
+    as_json: Json = False,
+    strict: Strict = False,
+) -> None:
+    """Every theorem, bound and counterexample against its simulation, with phase diagrams."""
+    from dataclasses import asdict
+
+    from .terminal import theory_view
+    from .theory.run import run_theory
+
+    _writable(out)
+    with _bar(as_json) as progress:
+        checks = run_theory(quick, out, seed, progress)
+    _emit(as_json, [asdict(c) for c in checks], None if as_json else theory_view(checks))
+    if not as_json:
+        console.print(f"Page: [bold]{out / 'theory.html'}[/bold]", highlight=False)
+    if strict and any(c.violations for c in checks):
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: [bold]thalweg report runs/survey[/bold]")
 def report(run: Annotated[Path, typer.Argument(help="Folder of a survey.")]) -> None:
     """Make the report of a survey again, without the model."""

@@ -171,3 +171,22 @@ def trajectory_view(t: dict[str, Any]) -> Group:
         verdict = f"Not back inside after {t['steps']} steps (float loss {t['float_loss']:.4f} nats)."
     losses = ", ".join(f"{k} {number(v, 4)}" for k, v in t["losses"].items())
     return Group(table, Text(f"{verdict} Iterates: {losses}; kept: {t['chosen']}. {t['seconds']:.1f} s."))
+
+
+def theory_view(checks: list[Any]) -> Group:
+    """The checks of the theory as a table, with a line of totals."""
+    table = Table(box=None, header_style="bold")
+    table.add_column("check")
+    table.add_column("of", style="dim")
+    for head in ("instances", "violations", "ratio min/median/max", "s"):
+        table.add_column(head, justify="right")
+    table.add_column("verdict")
+    for c in checks:
+        ratio = "–" if c.ratio is None else " / ".join(f"{r:.3g}" for r in c.ratio)
+        style = "green" if not c.violations else "red"
+        table.add_row(
+            c.name, c.origin, f"{c.instances:,}", str(c.violations), ratio, f"{c.seconds:.1f}", Text(c.verdict, style=style)
+        )  # fmt: skip
+    wrong = sum(bool(c.violations) for c in checks)
+    line = f"{len(checks)} checks, {sum(c.instances for c in checks):,} instances, {wrong} with violations."
+    return Group(table, Text(line, style="bold"))

@@ -97,7 +97,7 @@ def test_strict_exits_with_one_on_failure(run):
     assert run("diagnose", "b.safetensors", "--strict", "--search", "0", "--depth", "losses", "--tolerance", "1e-6")[0] == 1
 
 
-@pytest.mark.parametrize("command", ["", "survey", "quantize", "diagnose", "train", "export", "report", "list", "cite", "demo"])
+@pytest.mark.parametrize("command", ["", "survey", "quantize", "diagnose", "train", "export", "report", "list", "cite", "demo", "theory"])
 def test_help_has_an_example(run, command):
     code, out, _ = run(*(w for w in (command, "--help") if w))
     assert code == 0
