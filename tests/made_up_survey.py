@@ -2,14 +2,17 @@
 that explains a failure, clipped weights, a search that found nothing, a recovery that did not last."""
 
 import math
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from thalweg.report import write_report
 
 TAU = math.log(1.05)
 VERDICTS = {"b": "bad point", "g": "bad grid", "n": "not geometry", "i": "inside"}
 
 
-def diagnosis(
-    rise, verdict, *, base, reach=0.3, margin=None, radius=0.4, stderr=0.005, norms=None, clipped=0.02
-):
+def diagnosis(rise, verdict, *, base, reach=0.3, margin=None, radius=0.4, stderr=0.005, norms=None, clipped=0.02):
     """A diagnosis as ``survey`` writes it; ``rise=None``: a loss that is not finite."""
     loss, low = None if rise is None else base + rise, rise is not None and rise <= TAU
     ts = [i / 8 for i in range(9)]
@@ -138,9 +141,7 @@ def vision():
         return spot(rise, verdict, "accuracy", value, 0.1, **more)
 
     rows = [
-        row(
-            "w8", 8.2, {"nearest": at(0.0, "i", 0.99, radius=None), "gptq": at(0.001, "i", 0.99, radius=None)}
-        ),
+        row("w8", 8.2, {"nearest": at(0.0, "i", 0.99, radius=None), "gptq": at(0.001, "i", 0.99, radius=None)}),
         row(
             "w4",
             4.2,
@@ -228,3 +229,9 @@ def survey():
         },
         "manifest": {"thalweg": "0.1.0", "hardware": {"cores": 2}, "created": "2026-01-01T00:00:00+00:00"},
     }
+
+
+@cache
+def report() -> Path:
+    """The page of the survey, written once for all tests."""
+    return write_report(survey(), tempfile.mkdtemp(prefix="thalweg-report-"))

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from tests.made_up_survey import language, survey, vision
+from tests.made_up_survey import language, report, survey, vision
 from thalweg.errors import ThalwegError
 from thalweg.report import headline, report_run, row_sentence, terminal, write_cross_section, write_report
 from thalweg.report.facts import methods
@@ -72,9 +72,7 @@ def test_other_methods_are_called_by_name():
         r["methods"] = {"babai": r["methods"]["nearest"]}
         if r["recovered"]:
             r["recovered"]["start"] = "babai"
-            r["plane"]["marks"] = {
-                "babai" if k == "nearest" else k: v for k, v in r["plane"]["marks"].items()
-            }
+            r["plane"]["marks"] = {"babai" if k == "nearest" else k: v for k, v in r["plane"]["marks"].items()}
     assert sentence(t, "w3").startswith("w3: babai leaves the basin")
     assert "survives babai" in headline({"format": "thalweg survey 1", "tasks": [t]})
 
@@ -97,9 +95,9 @@ def test_terminal_is_legible_at_100_columns():
         assert word in text
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    return write_report(survey(), tmp_path_factory.mktemp("report"))
+@pytest.fixture
+def page():
+    return report()
 
 
 class Outside(HTMLParser):

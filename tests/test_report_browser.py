@@ -6,9 +6,8 @@ import shutil
 import subprocess
 
 import pytest
-from tests.made_up_survey import survey
 
-from thalweg.report import write_report
+from tests.made_up_survey import report
 
 PROBE = """
 <script>
@@ -39,8 +38,7 @@ addEventListener("load", function () {
   document.body.append(out);
 });
 </script>"""
-CATCH = "<script>window.caught = []; "
-    "addEventListener('error', e => window.caught.push(String(e.message)));</script>"
+CATCH = "<script>window.caught = [];addEventListener('error', e => window.caught.push(String(e.message)));</script>"
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -83,9 +81,9 @@ def findings(text):
     return json.loads(found.group(1).replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    return write_report(survey(), tmp_path_factory.mktemp("report"))
+@pytest.fixture
+def page():
+    return report()
 
 
 @pytest.mark.browser

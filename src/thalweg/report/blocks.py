@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -87,7 +88,8 @@ def _cell(cell: Cell, column: str, verdicts: bool) -> str:
         text = chip(cell.text)
     note = f" <small>{words(cell.note)}</small>" if cell.note else ""
     number = isinstance(cell.value, int | float)
-    value = f' data-value="{cell.value!r}"' if number else ""
+    sorts = "Infinity" if cell.value == math.inf else repr(cell.value)
+    value = f' data-value="{sorts}"' if number else ""
     return f"<td{value}{' class=num' if number else ''}>{text}{note}</td>"
 
 

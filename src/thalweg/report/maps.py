@@ -123,7 +123,7 @@ def _from_above(axes: Any) -> None:
         "top",
     )
     _say(axes, "recovered by QAT:\nfarther, but inside", np.add(RECOVERED, (0.14, 0.1)), "left", "bottom")
-    _say(axes, "the river", FLOAT + ALONG * -1.45 + (0.0, 0.0), "center", "center")
+    _say(axes, "the river", FLOAT + ALONG * -1.45, "center", "center")
     _say(axes, "wall", (2.75, 2.35), "center", "center")
     _say(axes, "wall", (0.15, 0.3), "center", "center")
     _say(axes, "basin: loss within the\ntolerance (white lines)", (1.55, 2.42), "center", "center")

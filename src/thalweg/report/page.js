@@ -1,9 +1,10 @@
 "use strict";
 /* Tables sort by a click on a column's name; a second click turns the order. Empty cells stay last. */
 (function () {
-  function valueOf(row, column) {
+  function valueOf(row, column, numbers) {
     const cell = row.cells[column];
     if (cell.dataset.value !== undefined) return Number(cell.dataset.value);
+    if (numbers) return null;
     const text = cell.textContent.trim();
     return text === "" || text === "–" ? null : text;
   }
@@ -18,7 +19,7 @@
     for (const other of table.tHead.rows[0].cells) other.setAttribute("aria-sort", "none");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     const body = table.tBodies[0];
-    const rows = Array.from(body.rows, (row) => [valueOf(row, column), row]);
+    const rows = Array.from(body.rows, (row) => [valueOf(row, column, head.classList.contains("num")), row]);
     rows.sort(function (x, y) {
       if (x[0] === null || y[0] === null) return (x[0] === null) - (y[0] === null);
       return down ? compare(y[0], x[0]) : compare(x[0], y[0]);

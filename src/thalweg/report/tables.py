@@ -3,6 +3,7 @@ terminal."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,11 +88,16 @@ def _line(metric: str, scheme: str, bits: float | None, spot: Spot) -> list[Cell
         Cell(SHORT.get(spot.key, spot.key)),
         _loss(spot.test),
         _metric(metric, spot.test),
-        Cell(rise_text(spot.rise), spot.rise, f"±{number(error, 2)}" if error else ""),
+        Cell(
+            rise_text(spot.rise),
+            math.inf if spot.rise is None else spot.rise,
+            f"±{number(error, 2)}" if error else "",
+        ),
         Cell(number(spot.reach), spot.reach),
         Cell(radius_text(spot), spot.radius, quartiles_text(spot)),
         Cell(
-            margin_text(spot), d.get("margin") if d.get("margin") is not None else 1e9 if spot.low else None
+            margin_text(spot),
+            d.get("margin") if d.get("margin") is not None else math.inf if spot.low else None,
         ),
         Cell(spot.segment.get("membership") or "–"),
         Cell(late, since),
@@ -100,7 +106,8 @@ def _line(metric: str, scheme: str, bits: float | None, spot: Spot) -> list[Cell
 
 
 def _loss(test: dict[str, Any]) -> Cell:
-    return Cell(loss_text(test.get("loss")), test.get("loss"))
+    loss = test.get("loss")
+    return Cell(loss_text(loss), math.inf if loss is None else loss)
 
 
 def _metric(metric: str, test: dict[str, Any]) -> Cell:
