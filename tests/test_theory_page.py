@@ -17,8 +17,8 @@ from thalweg.theory.recovery_times import times
 from thalweg.theory.run import FORMAT, all_checks, full_count, quick_count, run_theory
 
 CHECKS = [
-    Check("b & <b>", "A <script> must not run.", "ours", 1200, 0, (1.0, 2.5, 1e6), {"c": 0.51, "l": [1]}, "holds", 0.5),
-    Check("a", "second", "paper", 7, 2, None, {}, "fails", 12.0, "first violation: actual 5, bound 4", "t.py::f"),
+    Check("b & <b>", "A <script> must not run.", "ours", 1200, 0, (1.0, 2.5, 1e6), {"c": 0.51}, "holds", 0.5),
+    Check("a", "second", "paper", 7, 2, None, {}, "fails", 12.0, "first violation: actual 5", "t.py::f"),
 ]
 
 
@@ -130,8 +130,8 @@ STATES = [
     {"angle": 61, "radius": 0.3, "x": 0.5, "y": 0.001, "rate": 0.01, "through": "point"},
 ]
 PAPER = {
-    "step": 1, "angle": 30, "radius": 0.9, "wall": 17, "damping": 0, "rate": 0.02, "bits": 2, "x": 0.353, "y": 0.524,
-    "through": "paper",
+    "step": 1, "angle": 30, "radius": 0.9, "wall": 17, "damping": 0, "rate": 0.02, "bits": 2, "x": 0.353,
+    "y": 0.524, "through": "paper",
 }  # fmt: skip
 
 
@@ -160,15 +160,18 @@ def test_everything_runs_and_is_reachable_by_keyboard(page, browser, tmp_path):
     const errors = []; window.addEventListener("error", (e) => errors.push(e.message));
     window.addEventListener("load", () => {
       const first = () => document.querySelector("tbody tr td").dataset.value;
-      const head = document.querySelector("th button"), before = first(); head.click(); const up = first(); head.click();
-      const down = first();
+      const head = document.querySelector("th button"), before = first();
+      head.click(); const up = first();
+      head.click(); const down = first();
       const star = document.getElementById("p-float"); star.focus();
       const focused = document.activeElement === star;
       const old = document.getElementById("slider").dataset.rounding;
-      for (let i = 0; i < 8; i++) star.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowDown", shiftKey: true }));
+      const down_key = () => new KeyboardEvent("keydown", { key: "ArrowDown", shiftKey: true });
+      for (let i = 0; i < 8; i++) star.dispatchEvent(down_key());
       const moved = document.getElementById("slider").dataset.rounding;
       document.querySelectorAll("#presets button").forEach((b) => b.click());
-      const unnamed = [...document.querySelectorAll("input,button")].filter((n) => !(n.closest("label") || n.textContent));
+      const unnamed = [...document.querySelectorAll("input,button")].filter(
+        (n) => !(n.closest("label") || n.textContent));
       const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
       document.body.dataset.probe = JSON.stringify({ errors, before, up, down, focused, old, moved, wide,
         unnamed: unnamed.length, knobs: document.querySelectorAll("#controls input").length,
@@ -190,14 +193,16 @@ def test_everything_runs_and_is_reachable_by_keyboard(page, browser, tmp_path):
 def test_fits_a_phone(page, browser, tmp_path):
     """At 390 pixels nothing sticks out sideways."""
     probe = (
-        '<script>window.addEventListener("load", () => parent.postMessage(document.documentElement.scrollWidth, "*"))'
-        "</script>"
+        '<script>window.addEventListener("load", () => '
+        'parent.postMessage(document.documentElement.scrollWidth, "*"))</script>'
     )
     inner = tmp_path / "inner.html"
-    inner.write_text(page.read_text(encoding="utf-8").replace("<main>", probe + "<main>", 1), encoding="utf-8")
+    text = page.read_text(encoding="utf-8").replace("<main>", probe + "<main>", 1)
+    inner.write_text(text, encoding="utf-8")
     outer = tmp_path / "outer.html"
     outer.write_text(
-        '<script>window.addEventListener("message", (e) => { document.title = "width " + e.data; });</script>'
+        '<script>window.addEventListener("message", (e) => { document.title = "width " + e.data; });'
+        "</script>"
         '<iframe src="inner.html" style="width:390px;height:900px;border:0"></iframe>'
     )
     dom = dump(browser, f"file://{outer}", tmp_path / "profile", ["--allow-file-access-from-files"])

@@ -14,6 +14,7 @@ from .dynamics import lattice, simulate
 from .evidence import Evidence
 from .recovery import theorem_c
 from .regret import potential
+from .sampling import annealed
 from .valleys import Affine, Wall, normal, random_bases, random_walls, uniform
 
 TEST = "tests/truth/test_counterexamples.py::"
@@ -82,13 +83,13 @@ def check_latent_control(instances: int = 1000, seed: int = 0) -> Check:
     """7.7, stationary: on the flat floor float training never changes a code; straight-through training
     recovers all."""
     gen, out = torch.Generator().manual_seed(seed), Evidence()
-    recovered = total = 0
+    recovered = total = late = 0
     for size in (4, 16, 64):
         count = instances
         nu = _unit(gen, count, size)
         centre = uniform(gen, (count, size), -2, 2)
         radius = 0.5 * nu.abs().amax(1) * uniform(gen, (count,), 1.0, 1.3)
-        walls = random_walls(gen, radius, ("hinge", "exponential"))
+        walls = random_walls(gen, radius, ("hinge",))
         river = _codim1(gen, nu, centre, radius, walls)
         start = centre + (uniform(gen, (count, 1), -1, 1) * walls.floor.unsqueeze(1)) * nu
         use = ~river.inside(start.round())
@@ -103,9 +104,8 @@ def check_latent_control(instances: int = 1000, seed: int = 0) -> Check:
         soon = (
             theorem_c(rate.squeeze(1), river.radius, h, river.wall.slope(river.radius), 0.0, z0).steps < 4000
         )
-        trained = simulate(river.keep(soon).gradient, start[soon], lattice(1.0), rate[soon], 4000,
-                           inside=river.keep(soon).inside)  # fmt: skip
-        recovered, total = recovered + int(trained.entered.sum()), total + int(soon.sum())
+        entered, slower = annealed(river.keep(soon), start[soon], rate[soon].squeeze(1), 4000)
+        recovered, total, late = recovered + int(entered.sum()), total + int(soon.sum()), late + slower
         out.count(len(start), int((latent.entered | ~still).sum()))
     return out.check(
         "latent control (7.7)",
@@ -114,6 +114,7 @@ def check_latent_control(instances: int = 1000, seed: int = 0) -> Check:
         note="The same starts, with the gradient at the deployed weights, recover in the "
         "stated share (those that Theorem C promises within 4000 steps).",
         trained=total,
+        needed_a_smaller_rate=late,
     )  # fmt: skip
 
 

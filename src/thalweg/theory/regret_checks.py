@@ -158,10 +158,10 @@ def check_transition_rate(instances: int = 400, seed: int = 0) -> Check:
     quadratic wall."""
     gen, out = torch.Generator().manual_seed(seed), Evidence()
     gammas: list[Tensor] = []
-    for size, codim in ((32, 2), (64, 8), (64, 32)):
+    for size, codim in ((32, 2), (64, 8), (64, 16)):
         count = math.ceil(instances / 3)
         valley = _valleys(gen, count, size, codim, 1.0, "bowl")
-        rounding, rate, steps = lattice(1.0), 0.02 / valley.wall.stiff, 1500
+        rounding, rate, steps = lattice(1.0), 0.02 / valley.wall.stiff, 1000
         zero = torch.zeros(count, dtype=torch.float64)
         cost, ceiling, radius2, flips, operator, biggest = (zero.clone() for _ in range(6))
         book = Codebook(torch.arange(-40.0, 41.0, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))

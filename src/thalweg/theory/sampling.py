@@ -99,3 +99,27 @@ def starts(gen: torch.Generator, river: Affine, depth: Tensor) -> Tensor:
 def widest(river: Affine, gap: Tensor) -> Tensor:
     """``½‖gap‖₂``: the largest rounding error, which bounds its normal part."""
     return 0.5 * gap.norm(dim=1)
+
+
+def annealed(
+    river: Affine, start: Tensor, rate: Tensor, steps: int, cuts: tuple[float, ...] = (1.0, 0.1, 0.01)
+) -> tuple[Tensor, int]:
+    """Train on the unit lattice; where the basin was not entered, go on from there at smaller rates.
+
+    Returns (entered, how many needed a smaller rate): two weights that flip in one step can jump a narrow
+    basin, and a smaller step parts them. Instances that have entered are dropped every eighth of the way.
+    """
+    entered, latent, slower = river.inside(start.round()), start.clone(), 0
+    for cut in cuts:
+        before = int(entered.sum())
+        for _ in range(8):
+            left = ~entered
+            if not bool(left.any()):
+                return entered, slower + (len(entered) - before if cut < cuts[0] else 0)
+            some, eta = river.keep(left), cut * rate[left].unsqueeze(1)
+            course = simulate(
+                some.gradient, latent[left], lattice(1.0), eta, -(-steps // 8), inside=some.inside
+            )
+            entered[left], latent[left] = course.entered, course.latent
+        slower += int(entered.sum()) - before if cut < cuts[0] else 0
+    return entered, slower
