@@ -52,55 +52,40 @@ def table(
     """A table in a scrolling container. ``columns``: name and explanation; a cell's value sorts, its text
     shows."""
     lines = [list(line) for line in lines]
+    names = [name for name, _ in columns]
+    right = [any(isinstance(line[i].value, int | float) for line in lines) for i in range(len(columns))]
     body = []
-    for cells in lines:
-        body.append(
-            "<tr>"
-            + "".join(_cell(c, n, verdicts) for c, (n, _) in zip(cells, columns, strict=True))
-            + "</tr>"
-        )
-    if sortable:
-        heads = "".join(
-            f'<th scope="col" aria-sort="none"{_right(lines, i)}><button type="button" '
-            f'title="{escape(t)}">{escape(n)}'
-            "</button></th>"
-            for i, (n, t) in enumerate(columns)
-        )
-    else:
-        heads = "".join(f'<th scope="col" title="{escape(t)}">{escape(n)}</th>' for n, t in columns)
+    for line in lines:
+        cells = (_cell(c, n == "verdict" and verdicts, r) for c, n, r in zip(line, names, right, strict=True))
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    heads = []
+    for (name, meaning), r in zip(columns, right, strict=True):
+        hint = f' title="{escape(meaning)}"' if meaning else ""
+        shown = f'<button type="button"{hint}>{escape(name)}</button>' if sortable else escape(name)
+        order = ' aria-sort="none"' if sortable else hint
+        heads.append(f'<th scope="col"{order}{" class=num" if r else ""}>{shown}</th>')
     classes = " ".join(c for c in ("sortable" if sortable else "", kind) if c)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(label)}"><table '
         f'class="{classes}">'
-        f'<caption class="unseen">{escape(label)}</caption><thead><tr>{heads}</tr></thead>'
+        f'<caption class="unseen">{escape(label)}</caption>'
+        f"<thead><tr>{''.join(heads)}</tr></thead>"
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
-def _right(lines: Sequence[Sequence[Cell]], column: int) -> str:
-    """A column of numbers has its name above its digits."""
-    return " class=num" if any(isinstance(line[column].value, int | float) for line in lines) else ""
-
-
-def _cell(cell: Cell, column: str, verdicts: bool) -> str:
-    text = words(cell.text)
-    if verdicts and column == "verdict" and cell.text:
-        text = chip(cell.text)
+def _cell(cell: Cell, verdict: bool, right: bool) -> str:
+    text = chip(cell.text) if verdict and cell.text else words(cell.text)
     note = f" <small>{words(cell.note)}</small>" if cell.note else ""
-    number = isinstance(cell.value, int | float)
     sorts = "Infinity" if cell.value == math.inf else repr(cell.value)
-    value = f' data-value="{sorts}"' if number else ""
-    return f"<td{value}{' class=num' if number else ''}>{text}{note}</td>"
+    value = f' data-value="{sorts}"' if isinstance(cell.value, int | float) else ""
+    return f"<td{value}{' class=num' if right else ''}>{text}{note}</td>"
 
 
 def pairs(items: Iterable[tuple[str, Any]]) -> str:
     """Names with values; what is missing is left out."""
     shown = [(k, v) for k, v in items if v not in (None, "", [], {})]
-    return (
-        '<dl class="pairs">'
-        + "".join(f"<dt>{escape(k)}</dt><dd>{words(str(v))}</dd>" for k, v in shown)
-        + "</dl>"
-    )
+    return '<dl class="pairs">' + "".join(f"<dt>{escape(k)}</dt><dd>{words(str(v))}</dd>" for k, v in shown) + "</dl>"
 
 
 def folded(summary: str, content: str, kind: str = "") -> str:

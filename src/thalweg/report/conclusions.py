@@ -111,15 +111,13 @@ def plane(row: dict[str, Any]) -> str:
     start, end = start_of(row), recovered(row)
     assert end is not None
     certificate = start.diagnosis.get("certificate") or {}
-    text = (
-        f"{start.label.capitalize()} ends {_above(start)} the loss of the float weights, QAT {_above(end)} it"
-    )
+    text = f"{start.label.capitalize()} ends {_above(start)} the loss of the float weights, QAT {_above(end)} it"
     text += ", within the tolerance." if end.low else ", still outside the tolerance."
     if certificate.get("changed") is not None:
         text += f" The two points differ in {100 * certificate['changed']:.1f} % of the grid values."
-    return text + (
-        " Colour is the loss in the plane itself; the path is projected onto it, its points lie off it."
-    )
+    if end.data.get("chosen") == "average":
+        text += " The recovered point is the rounded average of the hidden weights: the path ends beside it."
+    return text + (" Colour is the loss in the plane itself; the path is projected onto it, its points lie off it.")
 
 
 def _above(spot: Spot) -> str:
@@ -149,9 +147,7 @@ def training(row: dict[str, Any]) -> str:
     hidden = minus(last.get("latent_loss"), run.get("float_loss"))
     text += f" The latent loss ends at {number(last.get('latent_loss'))}"
     text += (
-        ": the hidden weights themselves left the basin."
-        if hidden is None or hidden > start_of(row).tolerance
-        else "."
+        ": the hidden weights themselves left the basin." if hidden is None or hidden > start_of(row).tolerance else "."
     )
     weights = run.get("weights")
     if weights:

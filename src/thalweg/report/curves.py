@@ -57,12 +57,7 @@ def way(figure: Any, row: dict[str, Any]) -> None:
     walks = [(s, *walk(s)) for s in (start, end)]
     edges = [s.segment.get("edge_steps") for s in (start, end)]
     right = (
-        max(
-            [x for _, xs, _ in walks for x in xs]
-            + [e for e in edges if e is not None]
-            + [start.radius or 0.0]
-        )
-        * 1.32
+        max([x for _, xs, _ in walks for x in xs] + [e for e in edges if e is not None] + [start.radius or 0.0]) * 1.32
     )
     rise_axis(axes, [y for _, _, ys in walks for y in ys] or [1.0], start.tolerance)
     tolerance_label(axes, start.tolerance, 0.995, "right")
@@ -130,11 +125,7 @@ def training(figure: Any, row: dict[str, Any]) -> None:
         ("deployed_loss", COLOURS["recovered"], "o"),
     ):
         if curves[key]:
-            name = (
-                "deployed (what would be shipped)"
-                if key == "deployed_loss"
-                else "latent (hidden float weights)"
-            )
+            name = "deployed (what would be shipped)" if key == "deployed_loss" else "latent (hidden float weights)"
             top.plot(
                 *zip(*curves[key], strict=True),
                 color=colour,

@@ -113,15 +113,9 @@ def spots(row: dict[str, Any]) -> list[Spot]:
 
 def check(survey: Any) -> dict[str, Any]:
     """The survey itself, or an error that says what else it is."""
-    if (
-        not isinstance(survey, dict)
-        or survey.get("format") != FORMAT
-        or not isinstance(survey.get("tasks"), list)
-    ):
+    if not isinstance(survey, dict) or survey.get("format") != FORMAT or not isinstance(survey.get("tasks"), list):
         found = survey.get("format") if isinstance(survey, dict) else type(survey).__name__
-        raise ThalwegError(
-            f"This is not a survey (format {found!r}, expected {FORMAT!r}). Run `thalweg survey` first."
-        )
+        raise ThalwegError(f"This is not a survey (format {found!r}, expected {FORMAT!r}). Run `thalweg survey` first.")
     return survey
 
 
@@ -148,7 +142,7 @@ def number(value: float | None, digits: int = 3) -> str:
     if value == 0 or not math.isfinite(value):
         return f"{value:.0f}"
     places = digits - 1 - math.floor(math.log10(abs(value)))
-    return f"{value:.{min(max(places, 0), 4)}f}"
+    return f"{value:.{min(max(places, 0), 4)}f}".replace("-", "−")
 
 
 def loss_text(value: float | None) -> str:
@@ -192,7 +186,7 @@ def quartiles_text(spot: Spot) -> str:
     """Quartiles of the typical radius, or nothing."""
     typical = spot.diagnosis.get("typical") or {}
     low, high = typical.get("low"), typical.get("high")
-    return "" if low is None else f"{number(low, 2)}–{number(high, 2) if high is not None else '∞'}"
+    return "" if low is None else f"{number(low)}–{number(high) if high is not None else '∞'}"
 
 
 def listing(words: list[str]) -> str:

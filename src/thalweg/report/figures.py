@@ -45,25 +45,17 @@ def pictures(task: dict[str, Any], prefix: str = "t0") -> list[Picture]:
         )
     ]
     if any(methods(r)[0].share is not None for r in rows):
-        out.append(
-            _picture(f"{name}-steps", "", "steps", (9.2, 5.2), conclusions.steps(task), schemes.steps, task)
-        )
+        out.append(_picture(f"{name}-steps", "", "steps", (9.2, 5.2), conclusions.steps(task), schemes.steps, task))
     for row in rows:
         if recovered(row) is None:
             continue
         here, scheme = f"{name}-{slug(row['scheme'])}", row["scheme"]
         if row.get("plane"):
-            out.append(
-                _picture(
-                    f"{here}-plane", scheme, "plane", (6.4, 4.8), conclusions.plane(row), maps.plane, row
-                )
-            )
+            out.append(_picture(f"{here}-plane", scheme, "plane", (6.4, 4.8), conclusions.plane(row), maps.plane, row))
         out.append(_picture(f"{here}-way", scheme, "way", (6.4, 4.2), conclusions.way(row), curves.way, row))
         if (row["recovered"].get("trajectory") or {}).get("checks"):
             text = conclusions.training(row)
-            out.append(
-                _picture(f"{here}-training", scheme, "training", (9.2, 4.4), text, curves.training, row)
-            )
+            out.append(_picture(f"{here}-training", scheme, "training", (9.2, 4.4), text, curves.training, row))
     return out
 
 
@@ -88,9 +80,7 @@ def cross_section() -> str:
     """The labelled drawing of the words as an inline, themed SVG."""
     with style.drawing(*CROSS_SIZE) as figure:
         maps.cross_section(figure)
-        return style.svg(
-            figure, "cross-section", "River, basin, walls, reach, radius and margin in a drawing"
-        )
+        return style.svg(figure, "cross-section", "River, basin, walls, reach, radius and margin in a drawing")
 
 
 def write_cross_section(folder: str | Path) -> list[Path]:

@@ -47,7 +47,9 @@ def plane(figure: Any, row: dict[str, Any]) -> None:
         colour, marker = look(key)
         axes.plot(*place, marker=marker, markersize=15 if key == "float" else 10, color=colour,
                   markeredgecolor="white", markeredgewidth=1.3, zorder=5)  # fmt: skip
-        side, up = (1 if place[0] >= centre[0] else -1), (1 if place[1] >= centre[1] else -1)
+        across = (place[0] - s[0]) / (s[-1] - s[0])
+        right = across < 0.25 or (across < 0.72 and place[0] >= centre[0])
+        side, up = (1 if right else -1), (1 if place[1] >= centre[1] else -1)
         axes.annotate(LABELS.get(key, key), place, (9 * side, 11 * up), textcoords="offset points",
         fontsize=9.5,
                       ha="left" if side > 0 else "right", va="bottom" if up > 0 else "top", bbox=BOX,
@@ -89,7 +91,7 @@ width."""
 
 def _from_above(axes: Any) -> None:
     across = np.array([-ALONG[1], ALONG[0]])
-    x, y = np.meshgrid(np.linspace(-0.35, 3.35, 160), np.linspace(-0.15, 2.75, 140))
+    x, y = np.meshgrid(np.linspace(-0.35, 3.35, 75), np.linspace(-0.15, 2.75, 59))
     away = np.abs((x - FLOAT[0]) * across[0] + (y - FLOAT[1]) * across[1])
     height = np.clip(away / HALF, 0, 4) ** 1.5
     axes.contourf(x, y, height, levels=14, cmap="cividis").set_edgecolor("face")
@@ -147,18 +149,10 @@ def _cut(axes: Any) -> None:
     axes.plot([reach, reach], [-1.75, high], color=INK, linewidth=0.7, linestyle=":")
     axes.plot([edge, edge], [-1.0, tolerance], color=INK, linewidth=0.7, linestyle=":")
     for y, end, name in ((-0.95, edge, "radius"), (-1.75, reach, "reach")):
-        axes.annotate(
-            "", (end, y), (0, y), arrowprops={"arrowstyle": "<->", "color": INK, "shrinkA": 0, "shrinkB": 0}
-        )
-        axes.annotate(
-            name, (end / 2, y), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=10
-        )
-    axes.annotate(
-        "margin = radius ÷ reach;\nbelow 1: outside", (0.05, -2.55), fontsize=9, ha="left", va="center"
-    )
-    axes.annotate(
-        "float weights", (0, 0), (0, 9), textcoords="offset points", ha="center", va="bottom", fontsize=9.5
-    )
+        axes.annotate("", (end, y), (0, y), arrowprops={"arrowstyle": "<->", "color": INK, "shrinkA": 0, "shrinkB": 0})
+        axes.annotate(name, (end / 2, y), (0, 2), textcoords="offset points", ha="center", va="bottom", fontsize=10)
+    axes.annotate("margin = radius ÷ reach;\nbelow 1: outside", (0.05, -2.55), fontsize=9, ha="left", va="center")
+    axes.annotate("float weights", (0, 0), (0, 9), textcoords="offset points", ha="center", va="bottom", fontsize=9.5)
     axes.annotate(
         "rounded point",
         (reach, high),
@@ -168,15 +162,9 @@ def _cut(axes: Any) -> None:
         va="center",
         fontsize=9.5,
     )
-    axes.annotate(
-        "edge", (edge, tolerance), (6, -3), textcoords="offset points", ha="left", va="top", fontsize=9.5
-    )
-    axes.annotate(
-        "wall", (0.50, 3.2), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=9.5
-    )
-    axes.annotate(
-        "wall", (-0.5, 3.2), (8, 0), textcoords="offset points", ha="left", va="center", fontsize=9.5
-    )
+    axes.annotate("edge", (edge, tolerance), (6, -3), textcoords="offset points", ha="left", va="top", fontsize=9.5)
+    axes.annotate("wall", (0.50, 3.2), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=9.5)
+    axes.annotate("wall", (-0.5, 3.2), (8, 0), textcoords="offset points", ha="left", va="center", fontsize=9.5)
     axes.annotate(
         "tolerance", (-0.6, tolerance), (0, 3), textcoords="offset points", ha="left", va="bottom", fontsize=9
     )
@@ -189,9 +177,7 @@ def _cut(axes: Any) -> None:
 
 
 def _arrow(axes: Any, start: Any, end: Any, colour: str) -> None:
-    axes.annotate(
-        "", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkB": 5}
-    )
+    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 2, "shrinkB": 5})
 
 
 def _say(axes: Any, text: str, place: Any, across: str, up: str) -> None:

@@ -56,9 +56,7 @@ def report_run(folder: str | Path) -> Path:
 
 def _page(survey: dict[str, Any], drawn: list[list[Picture]]) -> str:
     tasks = survey["tasks"]
-    data = json.dumps(survey, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace(
-        "<", "\\u003c"
-    )
+    data = json.dumps(survey, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     created = (survey.get("manifest") or {}).get("created", "")
     parts = {
         "style": _template("page.css"),
@@ -126,9 +124,7 @@ def _facts(task: dict[str, Any]) -> str:
     if task.get("keep_float"):
         parts.append(f"{listing(task['keep_float'])} stay{'s' if len(task['keep_float']) == 1 else ''} float")
     shown = metric_text(metric, test.get(metric))
-    parts.append(
-        f"float weights: test loss {loss_text(test.get('loss'))}" + (f", {metric} {shown}" if shown else "")
-    )
+    parts.append(f"float weights: test loss {loss_text(test.get('loss'))}" + (f", {metric} {shown}" if shown else ""))
     parts.append(f"judged on {task['samples']:,} frozen validation samples" if task.get("samples") else "")
     parts.append(f"figures from {test['samples']:,} test samples" if test.get("samples") else "")
     if task.get("noise_nats") is not None:
@@ -144,17 +140,13 @@ def _method(survey: dict[str, Any]) -> str:
         made.get("hardware") or {},
     )
     info = "".join(
-        blocks.folded(
-            f"Training of {t['name']}", blocks.pairs((k, v) for k, v in (t.get("info") or {}).items())
-        )
+        blocks.folded(f"Training of {t['name']}", blocks.pairs((k, v) for k, v in (t.get("info") or {}).items()))
         for t in survey["tasks"]
         if t.get("info")
     )
     return (
         "<h3>Thresholds and seeds</h3>"
-        + blocks.pairs(
-            [*((k.replace("_", " "), v) for k, v in limits.items()), ("survey seed", plan.get("seed"))]
-        )
+        + blocks.pairs([*((k.replace("_", " "), v) for k, v in limits.items()), ("survey seed", plan.get("seed"))])
         + "<h3>Quantization and recovery</h3>"
         + blocks.pairs(
             [

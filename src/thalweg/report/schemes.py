@@ -38,8 +38,7 @@ def transition(figure: Any, task: dict[str, Any]) -> None:
             )  # fmt: skip
     for axes in panels:
         names = [
-            f"{r['scheme']}\n{r['bits_per_weight']:.1f}" if r.get("bits_per_weight") else r["scheme"]
-            for r in rows
+            f"{r['scheme']}\n{r['bits_per_weight']:.1f}" if r.get("bits_per_weight") else r["scheme"] for r in rows
         ]
         axes.set_xticks(range(len(rows)), names)
         axes.set_xlabel("scheme, and bits per weight with scales")
@@ -147,9 +146,7 @@ def _lane(axes: Any, y: float, key: str, keys: list[str], rows: list[dict[str, A
     places = spread([s.share or 0.0 for _, s in found], 0.088 * right, 0.02 * right, 0.98 * right)
     for (name, spot), x in zip(found, places, strict=True):
         fill = colour if spot.low else PAPER
-        axes.plot(
-            [spot.share], [y], marker=marker, color=colour, markerfacecolor=fill, markersize=7, zorder=3
-        )
+        axes.plot([spot.share], [y], marker=marker, color=colour, markerfacecolor=fill, markersize=7, zorder=3)
         axes.annotate(name, (spot.share, y), (x, y - 0.28), fontsize=8.5, ha="center", va="top", zorder=4)
 
 

@@ -53,19 +53,21 @@ def task_headline(task: dict[str, Any]) -> str:
     if not lost:
         return f"{name} survives {label} at every scheme tried, down to {_bits(kept[-1])}."
     if kept:
-        gaps = [
-            r["scheme"]
-            for r in lost
-            if (r.get("bits_per_weight") or 0) > (kept[-1].get("bits_per_weight") or 0)
-        ]
-        text = f"{name} survives {label} down to {_bits(kept[-1])}" + (
-            f", except {listing(gaps)}" if gaps else ""
-        )
+        gaps = [r["scheme"] for r in lost if (r.get("bits_per_weight") or 0) > (kept[-1].get("bits_per_weight") or 0)]
+        text = f"{name} survives {label} down to {_bits(kept[-1])}" + (f", except {listing(gaps)}" if gaps else "")
     else:
         text = f"{name} survives {label} at none of the schemes tried"
     worst = max(lost, key=lambda r: _height(methods(r)[0]))
     text += f"; {worst['scheme']} breaks it ({_figures(task, methods(worst)[0])})"
     return text + ", " + _remedies(task, lost, worst) + "."
+
+
+LONG = "quantization-aware training (QAT)"
+
+
+def names_of(rows: list[dict[str, Any]]) -> list[str]:
+    """Schemes of rows."""
+    return [r["scheme"] for r in rows]
 
 
 def _height(spot: Spot) -> float:
@@ -79,7 +81,8 @@ def _remedies(task: dict[str, Any], lost: list[dict[str, Any]], worst: dict[str,
     back = [r for r in tried if came_back(r)]
     if not back:
         steps = max(r["recovered"].get("steps") or 0 for r in tried)
-        return f"and quantization-aware training (QAT) did not bring it back within {plural(steps, 'step')}"
+        names = "it" if tried == [worst] else f"{'' if len(tried) == 1 else 'any of '}{listing(names_of(tried))}"
+        return f"and {LONG} did not bring back {names} within {plural(steps, 'step')}"
     shown = worst if worst in back else back[0]
     end = recovered(shown)
     assert end is not None
@@ -87,7 +90,7 @@ def _remedies(task: dict[str, Any], lost: list[dict[str, Any]], worst: dict[str,
     figure = metric_text(task.get("metric", ""), end.test.get(task.get("metric", "")))
     figure = f"{task['metric']} {figure}" if figure else f"loss {loss_text(end.test.get('loss'))}"
     text = (
-        f"and {plural(shown['recovered']['recovery_step'], 'step')} of quantization-aware training (QAT) "
+        f"and {plural(shown['recovered']['recovery_step'], 'step')} of {LONG} "
         f"bring {where or 'it '}back on the same grid ({figure})"
     )
     rest = [r["scheme"] for r in back if r is not shown]
@@ -95,9 +98,7 @@ def _remedies(task: dict[str, Any], lost: list[dict[str, Any]], worst: dict[str,
     if rest:
         text += f", and likewise {listing(rest)}"
     norms = [
-        r["scheme"]
-        for r in lost
-        if (x := methods(r)[0].repaired_by_norms) is not None and x <= methods(r)[0].tolerance
+        r["scheme"] for r in lost if (x := methods(r)[0].repaired_by_norms) is not None and x <= methods(r)[0].tolerance
     ]
     text += f", but not {listing(failed)}" if failed else ""
     return text + (
@@ -129,9 +130,7 @@ def _bits(row: dict[str, Any]) -> str:
 def _end(task: dict[str, Any], spot: Spot) -> str:
     """Loss and metric of the point alone, on the test data."""
     metric, text = task.get("metric", ""), f"loss {loss_text(spot.test.get('loss'))}"
-    return text + (
-        f", {metric} {metric_text(metric, spot.test[metric])}" if spot.test.get(metric) is not None else ""
-    )
+    return text + (f", {metric} {metric_text(metric, spot.test[metric])}" if spot.test.get(metric) is not None else "")
 
 
 def _figures(task: dict[str, Any], spot: Spot) -> str:
@@ -168,11 +167,7 @@ def _other(task: dict[str, Any], base: Spot, spot: Spot) -> str:
         return f"{spot.label} {_state(task, spot)}"
     words = {0: "no clear difference", -1: "clearly better", 1: "clearly worse"}[side]
     if spot.low:
-        return (
-            f"{spot.label} makes no clear difference"
-            if side == 0
-            else f"{spot.label} is {words}, also inside"
-        )
+        return f"{spot.label} makes no clear difference" if side == 0 else f"{spot.label} is {words}, also inside"
     link = ", though it is" if side < 0 else " and is" if side > 0 else " and makes"
     return f"{spot.label} does not bring it back{link} {words} ({_end(task, spot)})"
 
@@ -193,9 +188,7 @@ def _norms(found: list[Spot]) -> str:
     parts = [f"repairs {listing(repaired)}"] if repaired else []
     parts += [f"removes {listing(reduced)}"] if reduced else []
     text = [f"re-estimating BatchNorm statistics alone {' and '.join(parts)}"] if parts else []
-    return "; ".join(
-        text + ([f"{listing(clipped)} are clipped, which points at the scales"] if clipped else [])
-    )
+    return "; ".join(text + ([f"{listing(clipped)} are clipped, which points at the scales"] if clipped else []))
 
 
 def _recovery(task: dict[str, Any], row: dict[str, Any]) -> str:
@@ -208,7 +201,7 @@ def _recovery(task: dict[str, Any], row: dict[str, Any]) -> str:
     if came_back(row):
         verb = "brings" if since == 1 else "bring"
         back = f"{verb}{whom or ' it'} back on the same grid"
-        return f"{plural(since or 0, 'step')} of QAT {back} ({_end(task, end)})"
+        return f"{plural(since or 0, 'step')} of QAT {back} ({_end(task, end)}){_below(end)}"
     if end.low:
         return (
             f"QAT reached a low loss on the same grid ({_end(task, end)}) but did not stay inside "
@@ -217,6 +210,13 @@ def _recovery(task: dict[str, Any], row: dict[str, Any]) -> str:
     text = f"QAT did not bring{whom or ' it'} back within {plural(steps, 'step')}"
     better = clear(end, start) < 0
     return f"{text}{', though the loss is clearly lower' if better else ''} ({_end(task, end)})"
+
+
+def _below(end: Spot) -> str:
+    """QAT trains on: where its loss is clearly below that of the float weights, training itself has helped."""
+    if end.rise is None or end.rise >= -2 * (end.diagnosis.get("stderr") or 0.0):
+        return ""
+    return ", with a loss clearly below that of the float weights: the further training itself helped"
 
 
 def _test_disagrees(task: dict[str, Any], row: dict[str, Any]) -> str:

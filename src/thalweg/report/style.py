@@ -74,13 +74,12 @@ def svg(figure: Any, name: str, label: str = "") -> str:
 
     ``label``: what a screen reader says.
     """
-    text = _saved(
-        figure, name, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-    ).decode()
+    text = _saved(figure, name, format="svg", transparent=True, metadata={"Date": None, "Creator": None}).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"\s+", " ", text).replace("> <", "><")
     text = text.replace("xlink:href", "href")
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # hundredths of a point are fine enough
     text = re.sub(r'(\bid="|url\(#|\bhref="#)', rf"\g<1>{name}-", text)
     box = re.search(r'viewBox="([^"]+)"', text)
     assert box is not None
@@ -91,9 +90,7 @@ def svg(figure: Any, name: str, label: str = "") -> str:
 
 def standalone(figure: Any, name: str) -> str:
     """The figure as an SVG file on white, for pages that cannot hand it their colours (a README)."""
-    text = _saved(
-        figure, name, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}
-    ).decode()
+    text = _saved(figure, name, format="svg", facecolor="white", metadata={"Date": None, "Creator": None}).decode()
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
 
 

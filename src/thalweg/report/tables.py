@@ -134,9 +134,7 @@ def _table(task: dict[str, Any]) -> Table:
     )  # fmt: skip
     for name in shown:
         right = name in ("bits", "loss", "metric", "reach", "radius", "margin", "QAT")
-        table.add_column(
-            metric if name == "metric" else name, justify="right" if right else "left", no_wrap=True
-        )
+        table.add_column(metric if name == "metric" else name, justify="right" if right else "left", no_wrap=True)
     previous = "float"
     for spot, cells in rows(task):
         texts = {name: cell.text for (name, _), cell in zip(COLUMNS, cells, strict=True)}
@@ -144,9 +142,7 @@ def _table(task: dict[str, Any]) -> Table:
         if spot is not None and texts["scheme"] == previous:
             texts["bits"] = texts["scheme"] = ""
         previous = texts["scheme"] or previous
-        table.add_row(
-            *(Text(verdict, style=STYLES.get(verdict, "")) if n == "verdict" else texts[n] for n in shown)
-        )
+        table.add_row(*(Text(verdict, style=STYLES.get(verdict, "")) if n == "verdict" else texts[n] for n in shown))
     return table
 
 

@@ -62,8 +62,7 @@ GLOSSARY = (
     ("bad grid", "Verdict: too high, and the search found no low point on this grid within its budget."),
     (
         "not geometry",
-        "Verdict: too high, but something simpler explains it: BatchNorm statistics, clipped weights "
-        "or numerics.",
+        "Verdict: too high, but something simpler explains it: BatchNorm statistics, clipped weights or numerics.",
     ),
     ("beyond", "The loss at the point is low, but the straight way to it crosses a wall."),
     ("on the wall, plateau", "The loss at the point is high and still climbing, or high and flat."),
