@@ -70,9 +70,7 @@ def small_net(seed: int = 0) -> SmallNet:
 
 def small_batches(count: int = 2, size: int = 12, seed: int = 1):
     g = torch.Generator().manual_seed(seed)
-    return [
-        (torch.randn(size, 1, 6, 6, generator=g), torch.randint(0, 4, (size,), generator=g)) for _ in range(count)
-    ]
+    return [(torch.randn(size, 1, 6, 6, generator=g), torch.randint(0, 4, (size,), generator=g)) for _ in range(count)]
 
 
 @pytest.fixture

@@ -28,8 +28,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
         os.replace(temporary, path)
     except OSError as error:
         raise ThalwegError(
-            f"Cannot write {path}: {error.strerror or error}. "
-            "Free some space or choose another folder with --out."
+            f"Cannot write {path}: {error.strerror or error}. Free some space or choose another folder with --out."
         ) from None
     finally:
         if temporary is not None and os.path.exists(temporary):

@@ -121,7 +121,7 @@ def radius(
     for i in range(directions):
         noise = space.random_like(origin, seed * 1000 + i, "rounding")
         direction = space.mul(space.scale(noise, 1 / max(space.rms(noise), 1e-30)), step)
-        found.append(first_exit(lambda t, d=direction: objective.loss(space.add(origin, d, t)), floor + tau))
+        found.append(_exit(objective, origin, direction, floor + tau))
     return _summary(found, tau, seed)
 
 
@@ -149,8 +149,12 @@ def worst_radius(
         if space.rms(x) == 0:
             break
     direction = space.mul(space.scale(x, 1 / max(space.rms(x), 1e-30)), step)
-    t = first_exit(lambda s: objective.loss(space.add(origin, direction, s)), floor + tau)
+    t = _exit(objective, origin, direction, floor + tau)
     return _summary([t], tau, seed)
+
+
+def _exit(objective: Objective, origin: Mapping[str, Tensor], direction: Mapping[str, Tensor], bound: float) -> float:
+    return first_exit(lambda t: objective.loss(space.add(origin, direction, t)), bound)
 
 
 def _summary(found: list[float], tau: float, seed: int) -> Radius:
@@ -216,7 +220,9 @@ def segment(
     if out:
         edge = _refine(at, out[0] - ts[1], out[0], floor + tau)
     else:
-        edge = next((_refine(at, a, b, floor + tau) for a, b in ((1.0, 2.0), (2.0, 4.0)) if not at(b) <= floor + tau), math.inf)
+        edge = next(
+            (_refine(at, a, b, floor + tau) for a, b in ((1.0, 2.0), (2.0, 4.0)) if not at(b) <= floor + tau), math.inf
+        )
     slope = exponent = math.nan
     if math.isfinite(edge):
         slope = (at(edge * 1.05) - at(edge * 0.95)) / (0.1 * edge * reach)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ def stream(
     modules = {layer.weight: model.get_submodule(layer.module) for layer in layers.values()}
     waiting = dict.fromkeys(layers)
     order = {name: i for i, name in enumerate(layers)}
-    lanes = [_Lane(lambda batch=batch: run(batch)) for batch in batches]
+    lanes = [_Lane(partial(run, batch)) for batch in batches]
     previous: tuple[list[Tensor | None], Tensor, int] | None = None
 
     def hook(name: str) -> Callable[..., None]:
@@ -104,7 +105,7 @@ def stream(
 
         return before
 
-    originals = {name: module.weight for name, module in modules.items()}
+    originals = {name: _weight(module) for name, module in modules.items()}
     handles = [modules[name].register_forward_pre_hook(hook(name)) for name in layers]
     try:
         for lane in lanes:
@@ -114,8 +115,10 @@ def stream(
             name = min(at, key=order.__getitem__)
             here = [lane for lane in lanes if lane.at == name]
             inputs = [lane.input for lane in here]
-            if previous is not None and len(inputs) == len(previous[0]) and all(
-                a is b for a, b in zip(inputs, previous[0], strict=True)
+            if (
+                previous is not None
+                and len(inputs) == len(previous[0])
+                and all(a is b for a, b in zip(inputs, previous[0], strict=True))
             ):
                 _, hessian, samples = previous
             else:
@@ -123,7 +126,7 @@ def stream(
                 previous = (inputs, hessian, samples)
             weight = visit(Visit(name, hessian, samples))
             if weight is not None:
-                _put(model, modules[name].weight, nn.Parameter(weight.detach(), requires_grad=False))
+                _put(model, _weight(modules[name]), nn.Parameter(weight.detach(), requires_grad=False))
             del waiting[name]
             for lane in here:
                 lane.advance()
@@ -137,8 +140,14 @@ def stream(
         for lane in lanes:
             if lane.ident is not None:
                 lane.join()
-        for name, weight in originals.items():
-            _put(model, modules[name].weight, weight)
+        for name, original in originals.items():
+            _put(model, _weight(modules[name]), original)
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 def _put(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:

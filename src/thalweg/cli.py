@@ -67,7 +67,9 @@ def survey(
         typer.Argument(help="Task, model directory or package.module:function. Default: digits and pydocs."),
     ] = None,
     schemes: Annotated[str, typer.Option(help="Comma-separated schemes.")] = "w8,w4,w3,w2,ternary,nf4g64",
-    methods: Annotated[str, typer.Option(help="Comma-separated rounding methods; the first is the base line.")] = "nearest,gptq",
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated rounding methods; the first is the base line.")
+    ] = "nearest,gptq",
     fit: Fit = "mse",
     steps: Annotated[int, typer.Option(help="Budget of QAT steps per scheme that fell out; 0: no recovery.")] = 300,
     lr: Annotated[float, typer.Option(help="QAT learning rate, in grid steps per update.")] = 0.02,
@@ -188,7 +190,9 @@ def _warn_notes(point: QuantizedPoint) -> None:
 def diagnose(
     point: Annotated[Path, typer.Argument(help="A point made by quantize, train or survey.")],
     model: Annotated[str | None, typer.Option(help="Model, where the point does not name it.")] = None,
-    depth: Annotated[str, typer.Option(help="losses (forwards only), full, or auto (full where the loss is not low).")] = "full",
+    depth: Annotated[
+        str, typer.Option(help="losses (forwards only), full, or auto (full where the loss is not low).")
+    ] = "full",
     search: Annotated[int, typer.Option(help="QAT steps spent on finding a nearby low-loss point; 0: none.")] = 200,
     tolerance: Annotated[float | None, typer.Option(help="Rise in nats that counts as low. Default ln 1.05.")] = None,
     out: Annotated[Path | None, typer.Option(help="File of the diagnosis (JSON).")] = None,
@@ -245,7 +249,9 @@ def train(
     schedule: Annotated[str, typer.Option(help="cosine or constant.")] = "cosine",
     start: Annotated[str, typer.Option(help="Latent weights start at the float weights or at the point.")] = "float",
     check_every: Annotated[int, typer.Option(help="Steps between looks at the frozen data.")] = 10,
-    tolerance: Annotated[float | None, typer.Option(help="Rise in nats that counts as inside. Default ln 1.05.")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="Rise in nats that counts as inside. Default ln 1.05.")
+    ] = None,
     stop: Annotated[bool, typer.Option(help="Stop when inside for five checks.")] = True,
     out: Annotated[Path | None, typer.Option(help="Run folder; an interrupted run in it resumes.")] = None,
     seed: Seed = 0,
@@ -266,8 +272,9 @@ def train(
     recipe = Recipe(
         steps=steps, optimizer=optimizer, lr=lr if lr is not None else (0.1 if optimizer == "sgd" else 0.02),
         momentum=momentum, schedule=schedule, estimator=estimator, start=start, check_every=check_every, stop=stop,
-        **({} if tolerance is None else {"tolerance_nats": tolerance}),
     )  # fmt: skip
+    if tolerance is not None:
+        recipe = replace(recipe, tolerance_nats=tolerance)
     checkpoint = folder / "checkpoint.safetensors"
     with _bar(as_json) as progress:
         result = run(objective, loaded, task.train_batch, recipe, checkpoint=checkpoint, progress=progress)
@@ -330,7 +337,9 @@ def export(
 @app.command(epilog="Example: [bold]thalweg theory --quick[/bold]")
 def theory(
     quick: Annotated[bool, typer.Option("--quick", help="A tenth of the instances, under a minute.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder of theory.html, theory.json and the diagrams.")] = Path("runs/theory"),
+    out: Annotated[Path, typer.Option(help="Folder of theory.html, theory.json and the diagrams.")] = Path(
+        "runs/theory"
+    ),
     seed: Seed = 0,
     as_json: Json = False,
     strict: Strict = False,

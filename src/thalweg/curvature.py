@@ -48,7 +48,9 @@ def products(objective: Objective, at: Mapping[str, Tensor], kind: str = "auto",
                 gradient = torch.autograd.grad(loss, inputs, create_graph=True, allow_unused=True)
 
                 def hessian(v: Mapping[str, Tensor]) -> Point:
-                    pairs = [(g, v[n]) for g, n in zip(gradient, names, strict=True) if g is not None and g.requires_grad]
+                    pairs = [
+                        (g, v[n]) for g, n in zip(gradient, names, strict=True) if g is not None and g.requires_grad
+                    ]
                     if not pairs:
                         return space.zeros_like(leaves)
                     heads, tails = zip(*pairs, strict=True)
@@ -92,9 +94,7 @@ def products(objective: Objective, at: Mapping[str, Tensor], kind: str = "auto",
 
 
 def _named(names: list[str], values: tuple[Tensor | None, ...], like: Mapping[str, Tensor]) -> Point:
-    return {
-        n: torch.zeros_like(like[n]) if x is None else x.detach() for n, x in zip(names, values, strict=True)
-    }
+    return {n: torch.zeros_like(like[n]) if x is None else x.detach() for n, x in zip(names, values, strict=True)}
 
 
 def in_steps(product: Product, step: Mapping[str, Tensor]) -> Product:
@@ -187,9 +187,7 @@ def step_trace(product_in_steps: Product, like: Mapping[str, Tensor], probes: in
     return Trace(float(data.mean()), spread, probes, seed)
 
 
-def visibility(
-    product: Product, displacement: Mapping[str, Tensor], rise: float
-) -> float:
+def visibility(product: Product, displacement: Mapping[str, Tensor], rise: float) -> float:
     """Curvature visibility χ = ½ dᵀB d / (L(q) - L(w)): how much of the true rise a quadratic sees.
 
     Near 1: the wall is visible to ``B``. Much below 1: the local objective is blind to it. Cost: one product.

@@ -243,7 +243,9 @@ def diagnose(
     renewed = None
     if not low and math.isfinite(loss) and objective.has_norms and objective.batchnorm == "frozen":
         renewed = objective.losses_with(point.weights, objective.reestimated(point.weights))
-    pull, parts, values = None, None, ()
+    pull: Pull | None = None
+    parts: Split | None = None
+    values: tuple[float, ...] = ()
     seen = seen_rounded = math.nan
     if deep and math.isfinite(loss):
         progress("walls", 3, 6)
@@ -289,9 +291,7 @@ def conclude(
     """
     certificate = None if nearby is None else certify(objective, point, nearby, found.float_loss)
     verdict, reasons, advice = judge(replace(found, certificate=certificate, search=search))
-    return replace(
-        found, verdict=verdict, reasons=reasons, advice=advice, certificate=certificate, search=search
-    )
+    return replace(found, verdict=verdict, reasons=reasons, advice=advice, certificate=certificate, search=search)
 
 
 def _ratio(a: float, b: float) -> float:
@@ -302,9 +302,7 @@ def _ratio(a: float, b: float) -> float:
 
 def _normal(objective: Objective, point: QuantizedPoint, t: Thresholds) -> tuple[Normal, curvature.Product]:
     product = curvature.products(objective, point.weights)
-    pairs = curvature.top_pairs(
-        curvature.in_steps(product, point.step), point.weights, t.pairs, seed=t.seed
-    )
+    pairs = curvature.top_pairs(curvature.in_steps(product, point.step), point.weights, t.pairs, seed=t.seed)
     return Normal(pairs.vectors, pairs.values, pairs.residuals, pairs.iterations, t.seed), product
 
 

@@ -217,8 +217,8 @@ class Grid:
 
     def to(self, device: torch.device | str) -> Grid:
         """The same grid on another device."""
-        move = lambda t: None if t is None else t.to(device)  # noqa: E731
-        return replace(self, levels=move(self.levels), scale=move(self.scale), zero=move(self.zero))
+        zero = None if self.zero is None else self.zero.to(device)
+        return replace(self, levels=self.levels.to(device), scale=self.scale.to(device), zero=zero)
 
 
 class _Ste(torch.autograd.Function):

@@ -90,14 +90,10 @@ class Landscape:
     def grids(self, step: float = 1.0, low: int = -8, high: int = 7) -> dict[str, Grid]:
         """The fixed grid ``step·{low..high}`` for every weight."""
         if not 2 <= high - low + 1 <= 256:
-            raise ThalwegError(
-                f"A grid from {low} to {high} has no 2 to 256 levels. Use for example -8 to 7."
-            )
+            raise ThalwegError(f"A grid from {low} to {high} has no 2 to 256 levels. Use for example -8 to 7.")
         levels = torch.arange(low, high + 1, dtype=torch.float32)
         scale = torch.full((1, 1), float(step))
-        return {
-            "w": Grid(Layout((self.size,), self.size, 0), levels, scale, None, f"{step:g}·{{{low}..{high}}}")
-        }
+        return {"w": Grid(Layout((self.size,), self.size, 0), levels, scale, None, f"{step:g}·{{{low}..{high}}}")}
 
     def gradient(self, w: Tensor) -> Tensor:
         """``∇f`` of many points at once, ``[..., D]``. Cost: one backward pass for all of them."""
@@ -112,9 +108,7 @@ class Landscape:
     def inside(self, w: Tensor) -> Tensor:
         """Membership of the basin, ``[...]``."""
         if self.truth.radius is None:
-            raise ThalwegError(
-                f"The basin radius of {self.name!r} is not known. Measure it with thalweg.basin."
-            )
+            raise ThalwegError(f"The basin radius of {self.name!r} is not known. Measure it with thalweg.basin.")
         return self.depth(w) <= self.truth.radius
 
     def tilts(self) -> Tensor:

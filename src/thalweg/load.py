@@ -50,7 +50,9 @@ def _custom(module: str, function: str, spec: str) -> Task:
         found = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         if error.name not in (module, module.split(".")[0]):
-            raise ThalwegError(f"Importing {module} failed: there is no module {error.name}. Install it first.") from None
+            raise ThalwegError(
+                f"Importing {module} failed: there is no module {error.name}. Install it first."
+            ) from None
         raise ThalwegError(
             f"There is no module {module!r} in {os.getcwd()} or on the Python path. Check the spelling of {spec!r}."
         ) from None
@@ -60,7 +62,11 @@ def _custom(module: str, function: str, spec: str) -> Task:
     try:
         task = found()
     except TypeError as error:
-        raise ThalwegError(f"{spec} cannot be called without arguments ({error}). Wrap it in a function of none.") from None
+        raise ThalwegError(
+            f"{spec} cannot be called without arguments ({error}). Wrap it in a function of none."
+        ) from None
     if not isinstance(task, Task):
-        raise ThalwegError(f"{spec} returned {type(task).__name__}, not a thalweg.Task. Return Task(name=..., model=...).")
+        raise ThalwegError(
+            f"{spec} returned {type(task).__name__}, not a thalweg.Task. Return Task(name=..., model=...)."
+        )
     return task

@@ -221,9 +221,7 @@ class Objective:
                 part = self.sample_losses(self.forward(leaves, batch, extra), batch).sum() / total
                 part.backward()
                 value += float(part.detach())
-        return value, {
-            n: torch.zeros_like(w) if w.grad is None else w.grad.detach() for n, w in leaves.items()
-        }
+        return value, {n: torch.zeros_like(w) if w.grad is None else w.grad.detach() for n, w in leaves.items()}
 
     @property
     def samples(self) -> int:
@@ -282,7 +280,7 @@ class Objective:
                 f"Tensor {name!r} of shape {tuple(weight.shape)} couples its rows in a plain function. "
                 "Give second-order rounding one-dimensional tensors."
             )
-        function = lambda w: self.sample_losses(self.forward({name: w}, None), None).mean()  # noqa: E731
+        function = lambda w: self.sample_losses(self.forward({name: w}, None), None).mean()
         flat = torch.func.hessian(function)(weight.detach())
         return flat.reshape(1, weight.numel(), weight.numel())
 

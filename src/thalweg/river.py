@@ -117,9 +117,7 @@ def inward_pull(
     mirrored_away = space.mul(away, signs)
     mirrored_at = space.add(origin, space.mul(mirrored_away, step))
     mirrored = space.mul(objective.gradient(mirrored_at)[1], step)
-    nulls = [
-        space.cosine(gradient, space.random_like(origin, seed + 1 + i, "normal")) for i in range(draws)
-    ]
+    nulls = [space.cosine(gradient, space.random_like(origin, seed + 1 + i, "normal")) for i in range(draws)]
     rise = loss - floor
     return Pull(
         inward=space.cosine(gradient, away),

@@ -85,9 +85,7 @@ def line(a: Mapping[str, Tensor], b: Mapping[str, Tensor], t: float) -> Point:
     return each(lambda x, y: x + t * (y - x), a, b)
 
 
-def plane(
-    origin: Mapping[str, Tensor], u: Mapping[str, Tensor], v: Mapping[str, Tensor], s: float, t: float
-) -> Point:
+def plane(origin: Mapping[str, Tensor], u: Mapping[str, Tensor], v: Mapping[str, Tensor], s: float, t: float) -> Point:
     """The point ``origin + s u + t v``."""
     return each(lambda o, x, y: o + s * x + t * y, origin, u, v)
 

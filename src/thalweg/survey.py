@@ -174,9 +174,7 @@ class _Row:
         row: dict[str, Any] = {
             "scheme": self.scheme,
             "bits_per_weight": first.bits_per_weight,
-            "methods": {
-                m: {"diagnosis": d.to_json(), "test": self.test(points[m])} for m, d in found.items()
-            },
+            "methods": {m: {"diagnosis": d.to_json(), "test": self.test(points[m])} for m, d in found.items()},
             "recovered": None,
         }
         failed = [m for m in plan.methods if not found[m].low]

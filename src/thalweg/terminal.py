@@ -35,10 +35,10 @@ def progress_bar(console: Console, quiet: bool = False) -> Iterator[Callback]:
         yield lambda text, done, total: None
         return
     if not console.is_terminal:
-        last = [time.monotonic(), ""]
+        last = [time.monotonic()]
 
         def line(text: str, done: int, total: int) -> None:
-            if time.monotonic() - float(last[0]) > 10:
+            if time.monotonic() - last[0] > 10:
                 last[0] = time.monotonic()
                 console.print(f"  {text} {done}/{total}", style="dim", highlight=False)
 
@@ -124,7 +124,11 @@ def diagnosis_view(d: dict[str, Any]) -> Group:
             )
     if d["visibility"] is not None:
         rows.append(
-            ("visibility of the wall", number(d["visibility"], 2), f"{number(d['visibility_rounded'], 2)} seen at the point")
+            (
+                "visibility of the wall",
+                number(d["visibility"], 2),
+                f"{number(d['visibility_rounded'], 2)} seen at the point",
+            )
         )
     if d["certificate"]:
         c = d["certificate"]
@@ -137,24 +141,43 @@ def diagnosis_view(d: dict[str, Any]) -> Group:
         )
     for row in rows:
         evidence.add_row(*row)
-    layers = Table(title="Layers, by loss rise when quantized alone", box=None, header_style="bold", title_justify="left")
-    for head, justify in (("layer", "left"), ("grid", "left"), ("rise alone", "right"), ("reach", "right"), ("clipped", "right")):
+    layers = Table(
+        title="Layers, by loss rise when quantized alone", box=None, header_style="bold", title_justify="left"
+    )
+    for head, justify in (
+        ("layer", "left"),
+        ("grid", "left"),
+        ("rise alone", "right"),
+        ("reach", "right"),
+        ("clipped", "right"),
+    ):
         layers.add_column(head, justify=justify)  # type: ignore[arg-type]
     worst = sorted(d["layers"], key=lambda r: -(r["alone_nats"] if r["alone_nats"] is not None else math.inf))[:8]
     for r in worst:
         layers.add_row(r["name"], r["grid"], number(r["alone_nats"], 4), number(r["reach"]), f"{r['saturated']:.1%}")
     t = d["thresholds"]
-    notes = (
-        f"τ = {t['tolerance_nats']:.4f} nats, seed {t['seed']}, spent "
-        + ", ".join(f"{v} {k}" for k, v in d["spent"].items())
+    notes = f"τ = {t['tolerance_nats']:.4f} nats, seed {t['seed']}, spent " + ", ".join(
+        f"{v} {k}" for k, v in d["spent"].items()
     )
-    return Group(Panel(body, title=name or None, title_align="left"), evidence, Text(""), layers, Text(notes, style="dim"))
+    return Group(
+        Panel(body, title=name or None, title_align="left"), evidence, Text(""), layers, Text(notes, style="dim")
+    )
 
 
 def trajectory_view(t: dict[str, Any]) -> Group:
     """A training trajectory (its JSON) as a table of at most twelve checks."""
     table = Table(box=None, header_style="bold")
-    for head in ("step", "latent loss", "deployed loss", "flips", "ever flipped", "distance", "bound", "pull", "inside"):
+    for head in (
+        "step",
+        "latent loss",
+        "deployed loss",
+        "flips",
+        "ever flipped",
+        "distance",
+        "bound",
+        "pull",
+        "inside",
+    ):
         table.add_column(head, justify="right")
     checks = t["checks"]
     stride = max(1, -(-len(checks) // 12))
@@ -185,7 +208,8 @@ def theory_view(checks: list[Any]) -> Group:
         ratio = "–" if c.ratio is None else " / ".join(f"{r:.3g}" for r in c.ratio)
         style = "green" if not c.violations else "red"
         table.add_row(
-            c.name, c.origin, f"{c.instances:,}", str(c.violations), ratio, f"{c.seconds:.1f}", Text(c.verdict, style=style)
+            c.name, c.origin, f"{c.instances:,}", str(c.violations), ratio, f"{c.seconds:.1f}",
+            Text(c.verdict, style=style),
         )  # fmt: skip
     wrong = sum(bool(c.violations) for c in checks)
     line = f"{len(checks)} checks, {sum(c.instances for c in checks):,} instances, {wrong} with violations."

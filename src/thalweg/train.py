@@ -218,8 +218,7 @@ class _Run:
         if recipe.optimizer == "adamw":
             mean = {n: float(s.double().mean()) if s.numel() else 0.0 for n, s in self.step_size.items()}
             groups = [
-                {"params": [w], "lr": recipe.lr * mean[n], "base": recipe.lr * mean[n]}
-                for n, w in self.latent.items()
+                {"params": [w], "lr": recipe.lr * mean[n], "base": recipe.lr * mean[n]} for n, w in self.latent.items()
             ]
             return torch.optim.AdamW(groups, weight_decay=0.0, betas=(0.9, 0.98), eps=1e-12)
         groups = [{"params": [w]} for w in self.latent.values()]

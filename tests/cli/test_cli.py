@@ -94,10 +94,15 @@ def test_strict_exits_with_one_on_failure(run):
     assert run("quantize", TOY, "--scheme", "w8", "--out", "a.safetensors")[0] == 0
     assert run("diagnose", "a.safetensors", "--strict", "--depth", "losses")[0] == 0
     assert run("quantize", TOY, "--scheme", "w1", "--fit", "absmax", "--out", "b.safetensors")[0] == 0
-    assert run("diagnose", "b.safetensors", "--strict", "--search", "0", "--depth", "losses", "--tolerance", "1e-6")[0] == 1
+    assert (
+        run("diagnose", "b.safetensors", "--strict", "--search", "0", "--depth", "losses", "--tolerance", "1e-6")[0]
+        == 1
+    )
 
 
-@pytest.mark.parametrize("command", ["", "survey", "quantize", "diagnose", "train", "export", "report", "list", "cite", "demo", "theory"])
+@pytest.mark.parametrize(
+    "command", ["", "survey", "quantize", "diagnose", "train", "export", "report", "list", "cite", "demo", "theory"]
+)
 def test_help_has_an_example(run, command):
     code, out, _ = run(*(w for w in (command, "--help") if w))
     assert code == 0
@@ -177,7 +182,9 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
     make = [*command, "quantize", TOY, "--scheme", "w2", "--out", "p.safetensors"]
     subprocess.run(make, cwd=tmp_path, env=environment, check=True, capture_output=True)
     words = [*command, "train", "p.safetensors", "--no-stop", "--out", "t", "--steps", "1000000"]
-    child = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(
+        words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 90
     while not (tmp_path / "t" / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)

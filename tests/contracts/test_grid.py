@@ -12,7 +12,23 @@ from thalweg.errors import ThalwegError
 from thalweg.grid import Grid, Layout, ste
 from thalweg.scheme import Rule, Scheme
 
-SCHEMES = ("w8", "w4", "w3", "w2", "w1", "w4t", "w3a", "w4g4", "w4g4a", "w3g5p", "ternary", "nf4", "nf4g4", "fp4g4", "fp4t")
+SCHEMES = (
+    "w8",
+    "w4",
+    "w3",
+    "w2",
+    "w1",
+    "w4t",
+    "w3a",
+    "w4g4",
+    "w4g4a",
+    "w3g5p",
+    "ternary",
+    "nf4",
+    "nf4g4",
+    "fp4g4",
+    "fp4t",
+)
 FITS = catalog.names("quantizers")
 
 
@@ -83,8 +99,12 @@ def test_saturation_is_more_than_half_a_step_outside(scheme):
     grid = grid_of(w, scheme, "mse")
     lowest, highest = (grid.layout.spread(x) for x in grid.range())
     levels, spread = grid.levels, grid.layout.spread(grid.scale)
-    inside = torch.where(w > 0, highest + spread * (levels[-1] - levels[-2]) * 0.49, lowest - spread * (levels[1] - levels[0]) * 0.49)
-    outside = torch.where(w > 0, highest + spread * (levels[-1] - levels[-2]) * 0.51, lowest - spread * (levels[1] - levels[0]) * 0.51)
+    inside = torch.where(
+        w > 0, highest + spread * (levels[-1] - levels[-2]) * 0.49, lowest - spread * (levels[1] - levels[0]) * 0.49
+    )
+    outside = torch.where(
+        w > 0, highest + spread * (levels[-1] - levels[-2]) * 0.51, lowest - spread * (levels[1] - levels[0]) * 0.51
+    )
     assert not bool(grid.saturated(inside).any())
     assert bool(grid.saturated(outside).all())
 
@@ -112,7 +132,7 @@ def test_absmax_holds_every_weight_and_mse_loses_no_more():
         wide, tight = grid_of(w, scheme, "absmax"), grid_of(w, scheme, "mse")
         assert not bool(wide.saturated(w * 0.999).any())
         a, b = ((g.round(w) - w).square().sum(1) for g in (wide, tight))
-        assert bool((b <= a * (1 + 1e-5)).all()) or wide.layout.per_tensor and b.sum() <= a.sum() * (1 + 1e-5)
+        assert bool((b <= a * (1 + 1e-5)).all()) or (wide.layout.per_tensor and b.sum() <= a.sum() * (1 + 1e-5))
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -30,7 +30,14 @@ def test_round_trip():
 
 @pytest.mark.parametrize(
     "text,hint",
-    [("w4g", "w4g"), ("ternery", "ternary"), ("nf5", "nf4g64"), ("q4", "Unknown"), ("w4,head", "head=float"), ("head=w4", "default")],
+    [
+        ("w4g", "w4g"),
+        ("ternery", "ternary"),
+        ("nf5", "nf4g64"),
+        ("q4", "Unknown"),
+        ("w4,head", "head=float"),
+        ("head=w4", "default"),
+    ],
 )
 def test_unknown_words_suggest_the_nearest(text, hint):
     with pytest.raises(ThalwegError, match=hint):
@@ -60,5 +67,5 @@ def test_nothing_left_to_quantize():
 
 
 def test_nan_weights_are_named():
-    with pytest.raises(ThalwegError, match="'bad.weight' has 1 NaN"):
+    with pytest.raises(ThalwegError, match=r"'bad\.weight' has 1 NaN"):
         Scheme.parse("w4").grids({"bad.weight": torch.tensor([[1.0, float("nan")]])})

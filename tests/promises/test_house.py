@@ -17,7 +17,19 @@ from thalweg.files import plain, read_json, read_tensors, write_bytes, write_jso
 
 ROOT = Path(thalweg.__file__).parent
 LAYERS = [
-    {"errors", "task", "files", "atomic", "cache", "catalog", "cite", "layers", "calibration", "terminal", "provenance"},
+    {
+        "errors",
+        "task",
+        "files",
+        "atomic",
+        "cache",
+        "catalog",
+        "cite",
+        "layers",
+        "calibration",
+        "terminal",
+        "provenance",
+    },
     {"space", "grid"},
     {"objective", "scheme", "landscape"},
     {"point"},
@@ -25,6 +37,7 @@ LAYERS = [
     {"diagnosis"},
     {"survey", "theory"},
     {"report"},
+    {"picture"},
     {"demo", "load"},
     {"cli"},
 ]
@@ -41,7 +54,7 @@ def imports(path):
                 yield (base + node.module.split("."))[0]
             else:
                 for alias in node.names:
-                    yield (base + [alias.name])[0]
+                    yield [*base, alias.name][0]
 
 
 def edges():
@@ -59,7 +72,20 @@ def test_dependencies_point_one_way():
         if here in ("__init__",) or there == "__version__":
             continue
         if here in PLUGINS:
-            allowed = {"objective", "grid", "space", "errors", "calibration", "task", "cache", "files", "landscape", "layers", "point", "load"}
+            allowed = {
+                "objective",
+                "grid",
+                "space",
+                "errors",
+                "calibration",
+                "task",
+                "cache",
+                "files",
+                "landscape",
+                "layers",
+                "point",
+                "load",
+            }
             if there not in allowed | PLUGINS:
                 wrong.append((str(path), there))
         elif there not in PLUGINS and rank[there] > rank[here]:
@@ -82,7 +108,9 @@ def test_report_and_help_do_not_import_torch():
 
 
 def test_the_verb_stays_a_verb():
-    code = "from thalweg.train import Recipe; import thalweg; assert callable(thalweg.train) and callable(thalweg.survey)"
+    code = (
+        "from thalweg.train import Recipe; import thalweg; assert callable(thalweg.train) and callable(thalweg.survey)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -153,7 +181,9 @@ def test_a_killed_training_run_resumes_from_its_checkpoint(tmp_path):
     child.wait()
     step = read_tensors(tmp_path / "c")[1]["step"]
     assert step >= 0
-    again = code.replace("STEPS", "100000").replace("t = train(", "import itertools\nfirst = []\nt = train(").replace(
-        "slow, Recipe", "(lambda s: sys.exit(0 if s >= %d else 3)), Recipe" % step
+    again = (
+        code.replace("STEPS", "100000")
+        .replace("t = train(", "import itertools\nfirst = []\nt = train(")
+        .replace("slow, Recipe", f"(lambda s: sys.exit(0 if s >= {step} else 3)), Recipe")
     )
     assert subprocess.run([sys.executable, "-c", again], cwd=ROOT.parents[1], check=False).returncode == 0

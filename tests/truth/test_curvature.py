@@ -42,7 +42,7 @@ def test_ggn_product_equals_jacobian_form():
     model, objective, x, y = mlp_objective()
     w = objective.weights
     flat = space.flatten(w)
-    outputs = lambda v: torch.func.functional_call(model, space.unflatten(v, w), (x,))  # noqa: E731
+    outputs = lambda v: torch.func.functional_call(model, space.unflatten(v, w), (x,))
     jacobian = torch.func.jacrev(outputs)(flat)
     p = outputs(flat).softmax(-1)
     truth = torch.zeros(len(flat), len(flat), dtype=torch.float64)

@@ -179,7 +179,9 @@ def test_second_moments_match_the_layers_output_error():
         x = torch.cat(inputs[name])
         with torch.no_grad():
             out = torch.func.functional_call(
-                module, {"weight": error, **({"bias": torch.zeros_like(module.bias)} if module.bias is not None else {})}, (x,)
+                module,
+                {"weight": error, **({"bias": torch.zeros_like(module.bias)} if module.bias is not None else {})},
+                (x,),
             )
         positions = out.numel() // out.shape[1]
         truth = float(out.square().sum() / positions)
@@ -205,9 +207,7 @@ def test_each_layer_sees_its_quantized_predecessors():
         rows = torch.cat([patches(module, x) for x in seen], dim=1)
         h = 2 / rows.shape[1] * torch.bmm(rows.transpose(1, 2), rows)
         permutation, feedback, _ = _factor(Visit(name, h, rows.shape[1]), 0.01, "descending")
-        error = output_error(
-            (point.weights[name] - point.reference[name]).reshape(h.shape[0], -1, h.shape[-1]), h
-        )
+        error = output_error((point.weights[name] - point.reference[name]).reshape(h.shape[0], -1, h.shape[-1]), h)
         assert point.notes[name]["output_error"] == pytest.approx(error, rel=1e-3)
 
 

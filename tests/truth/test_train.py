@@ -57,7 +57,7 @@ def test_recovery_time_obeys_theorem_a():
             train(
                 moved, point, None, recipe,
                 watch=lambda k, w: {"in": abs(float((w["w"] - start) @ nu)) <= big_r},
-                keep=lambda k, p: entered.append(abs(float((p.weights["w"] - start) @ nu)) <= big_r),
+                keep=lambda k, p, entered=entered: entered.append(abs(float((p.weights["w"] - start) @ nu)) <= big_r),
             )  # fmt: skip
             bound = 1 + math.ceil(max(abs(shift) - (big_r - h), 0) / (eta * c))
             first = entered.index(True) if True in entered else math.inf
@@ -156,7 +156,7 @@ def test_checkpoint_of_another_run_is_refused(tmp_path):
 def test_any_torch_optimizer_and_start_from_a_point():
     objective = Objective(small_net(), small_batches())
     point = quantize(objective, "w2", "gptq")
-    make = lambda groups: torch.optim.RMSprop(groups, lr=1e-3)  # noqa: E731
+    make = lambda groups: torch.optim.RMSprop(groups, lr=1e-3)
     found = train(objective, point, small_batches(), Recipe(steps=4, optimizer=make, start="point", check_every=2))
     assert found.checks[0].deployed_loss == pytest.approx(objective.loss(point.weights))
 

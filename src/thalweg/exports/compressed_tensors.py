@@ -32,9 +32,7 @@ def compressed_tensors(
     try:
         from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
     except ImportError:
-        raise ThalwegError(
-            "The package compressed-tensors is not installed. Run `pip install thalweg[hf]`."
-        ) from None
+        raise ThalwegError("The package compressed-tensors is not installed. Run `pip install thalweg[hf]`.") from None
     if not is_transformers(model):
         raise ThalwegError(
             f"{type(model).__name__} is not a transformers model, and compressed-tensors holds nothing else. "

@@ -59,7 +59,7 @@ def gptq(
             shared = (layer.hessian, _factor(layer, damping, order))
         permutation, feedback, report = shared[1]
         channel_groups, columns, _ = layer.hessian.shape
-        split = lambda m: m.reshape(channel_groups, -1, columns)  # noqa: E731
+        split = lambda m: m.reshape(channel_groups, -1, columns)
         matrix = split(grid.layout.matrix(weight)).to(feedback.dtype)
         scale = split(grid.layout.matrix(grid.layout.spread(grid.scale))).to(feedback.dtype)
         zero = None
@@ -81,9 +81,7 @@ def gptq(
             "samples": layer.samples,
             **report,
             "output_error": output_error(split(grid.layout.matrix(value - weight)), layer.hessian),
-            "output_error_nearest": output_error(
-                split(grid.layout.matrix(grid.round(weight) - weight)), layer.hessian
-            ),
+            "output_error_nearest": output_error(split(grid.layout.matrix(grid.round(weight) - weight)), layer.hessian),
         }
         return value
 
@@ -95,9 +93,7 @@ def gptq(
     return Rounding({name: codes[name] for name in grids}, notes)
 
 
-def solve(
-    matrix: Tensor, feedback: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid, block: int
-) -> Tensor:
+def solve(matrix: Tensor, feedback: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid, block: int) -> Tensor:
     """Codes of the columns in order, each error fed forward to the columns that follow.
 
     ``matrix, scale, zero``: ``[channel groups, rows, n]``. ``feedback``: unit upper triangular,
@@ -143,9 +139,7 @@ def _factor(layer: Visit, damping: float, order: str) -> tuple[Tensor, Tensor, d
     """Column order and unit upper triangular feedback of each channel group, with a report."""
     hessian = layer.hessian.double()
     if not bool(torch.isfinite(hessian).all()):
-        raise ThalwegError(
-            f"The calibration inputs of {layer.name!r} are NaN or infinite. Check the calibration data."
-        )
+        raise ThalwegError(f"The calibration inputs of {layer.name!r} are NaN or infinite. Check the calibration data.")
     diagonal = hessian.diagonal(dim1=1, dim2=2).clone()
     dead = diagonal <= 0
     report: dict[str, Any] = {"dead_inputs": int(dead.sum())}

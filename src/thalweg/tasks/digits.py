@@ -90,7 +90,9 @@ def _data() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ThalwegError("scikit-learn, which brings the digits, is missing. Run `pip install thalweg[vision]`.") from None
+        raise ThalwegError(
+            "scikit-learn, which brings the digits, is missing. Run `pip install thalweg[vision]`."
+        ) from None
     x, y = load_digits(return_X_y=True)
     return torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(y, dtype=torch.long)
 

@@ -63,7 +63,9 @@ def hf(path: str, *, text: str | None = None, seed: int = 0, progress: Progress 
         )
     data = torch.tensor(ids[0])
     if len(data) <= context:
-        raise ThalwegError(f"The training text has {len(data)} tokens, fewer than one row of {context}. Pass more text.")
+        raise ThalwegError(
+            f"The training text has {len(data)} tokens, fewer than one row of {context}. Pass more text."
+        )
 
     def sample(gen: torch.Generator, count: int) -> torch.Tensor:
         return data[torch.randint(0, len(data) - context, (count, 1), generator=gen) + torch.arange(context)]

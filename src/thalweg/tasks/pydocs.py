@@ -21,7 +21,8 @@ from ._text import documentation, rows, split_topics, spread_rows, unigram_loss
 VERSION = 1
 CONTEXT = 128
 SIZES: dict[str, dict[str, Any]] = {
-    "small": {"vocabulary": 1024, "hidden": 128, "ffn": 384, "layers": 3, "heads": 4, "steps": 600, "batch": 16, "lr": 4e-3},
+    "small": {"vocabulary": 1024, "hidden": 128, "ffn": 384, "layers": 3, "heads": 4, "steps": 600, "batch": 16,
+              "lr": 4e-3},
     "tiny": {"vocabulary": 512, "hidden": 64, "ffn": 128, "layers": 2, "heads": 4, "steps": 60, "batch": 8, "lr": 6e-3},
 }  # fmt: skip
 
@@ -59,7 +60,9 @@ def pydocs(size: str = "small", *, seed: int = 0, progress: Progress = silent) -
     def fit() -> tuple[dict[str, Tensor], dict[str, Any]]:
         started = time.perf_counter()
         gen = generator(seed, "pydocs training")
-        _train(model, lambda: sample(gen, recipe["batch"]), recipe, lambda a, b: progress(f"training pydocs:{size}", a, b))
+        _train(
+            model, lambda: sample(gen, recipe["batch"]), recipe, lambda a, b: progress(f"training pydocs:{size}", a, b)
+        )
         return model.state_dict(), {"training_s": round(time.perf_counter() - started, 2)}
 
     state, notes = cached(f"pydocs-{size}", key, fit)
@@ -94,7 +97,9 @@ def _tokenizer(texts: list[str], vocabulary: int) -> Any:
     try:
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     except ImportError:
-        raise ThalwegError("The packages transformers and tokenizers are missing. Run `pip install thalweg[hf]`.") from None
+        raise ThalwegError(
+            "The packages transformers and tokenizers are missing. Run `pip install thalweg[hf]`."
+        ) from None
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -121,7 +126,7 @@ def _model(recipe: dict[str, Any], seed: int) -> nn.Module:
         vocab_size=recipe["vocabulary"], hidden_size=recipe["hidden"], intermediate_size=recipe["ffn"],
         num_hidden_layers=recipe["layers"], num_attention_heads=recipe["heads"], num_key_value_heads=recipe["heads"],
         max_position_embeddings=2 * CONTEXT, tie_word_embeddings=False, use_cache=False,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None, attn_implementation="sdpa",
+        bos_token_id=None, eos_token_id=None, pad_token_id=None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
