@@ -44,7 +44,7 @@ def around(land, count, seed=0):
     return land.project(near), n / land.depth(near).unsqueeze(1)
 
 
-def at_depth(land, low, high, count=200, seed=0):
+def at_depth(land, low, high, count=100, seed=0):
     """Points whose distance from the river lies between two numbers."""
     feet, n = around(land, count, seed)
     share = torch.rand(count, 1, generator=torch.Generator().manual_seed(seed + 2), dtype=torch.float64)
@@ -88,7 +88,8 @@ def test_the_wall_pushes_inwards(river, kind):
     v = metric_normal(land, w)
     push = (land.gradient(w) * v).sum(1) / v.norm(dim=1)
     assert float(push.min()) >= land.truth.c_perp * (1 - 1e-6)
-    edge = at_depth(land, 1.0001 * radius, 1.0002 * radius, 2000)
+    weakest = land.project(land.start["w"]) + 1.0001 * radius * land.truth.normal[:, 0]  # least eigenvalue of H
+    edge = torch.cat([at_depth(land, 1.0001 * radius, 1.0002 * radius, 100), weakest.unsqueeze(0)])
     v = metric_normal(land, edge)
     push = (land.gradient(edge) * v).sum(1) / v.norm(dim=1)
     assert float(push.min()) < land.truth.c_perp * 1.05  # the constant is sharp
@@ -113,7 +114,7 @@ def test_measured_radius_is_the_true_one(river, kind):
     objective = land.objective()
     feet, n = around(land, 3)
     for foot, direction in zip(feet, n, strict=True):
-        loss_at = lambda t, foot=foot, direction=direction: objective.loss({"w": foot + t * direction})  # noqa: E731
+        loss_at = lambda t, foot=foot, direction=direction: objective.loss({"w": foot + t * direction})
         found = basin.first_exit(loss_at, loss_at(0.0) + land.truth.tolerance_nats, refine=24)
         assert found == pytest.approx(land.truth.radius, rel=1e-4)
     assert land.truth.tolerance_nats == pytest.approx(basin.TOLERANCE)
@@ -193,7 +194,7 @@ def test_nearest_points_against_a_dense_search():
     s = torch.linspace(-12, 12, 60001, dtype=torch.float64)
     for wide, pitch in ((1.0, 1.0), (2.0, 1.0), (0.3, 2.0)):
         w = 2 * torch.randn(300, 3, generator=gen, dtype=torch.float64)
-        point = lambda s, wide=wide, pitch=pitch: torch.stack([wide * s.cos(), wide * s.sin(), pitch * s], -1)  # noqa: E731
+        point = lambda s, wide=wide, pitch=pitch: torch.stack([wide * s.cos(), wide * s.sin(), pitch * s], -1)
         best = torch.cdist(w, point(s)).amin(1)
         mine = (w - point(nearest_turn(w, wide, pitch))).norm(dim=1)
         assert bool((mine <= best + 1e-6).all()) and float((mine - best).abs().max()) < 1e-3
@@ -238,7 +239,7 @@ def test_matrix_factorisation():
         target[:r, :r] = torch.eye(r)
         assert torch.allclose(factor_loss(x, r), (x @ x.transpose(1, 2) - target).square().sum((1, 2)))
     seen, blind = matrix(6, 2), matrix(6, 2, 3)
-    across = lambda land: torch.linalg.eigvalsh(  # noqa: E731
+    across = lambda land: torch.linalg.eigvalsh(
         land.truth.normal.T @ land.hessian(land.start["w"]) @ land.truth.normal
     )
     assert torch.allclose(across(seen), torch.full((8,), 4.0, dtype=torch.float64), atol=1e-9) and seen.truth.visible
@@ -303,11 +304,20 @@ def test_seeds_and_walls_are_arguments_of_every_family():
 def test_batches_are_at_least_twenty_times_faster():
     land = affine(64, 4)
     w = land.start["w"] + noise(land, 1000)
-    land.gradient(w[:2])
-    began = time.perf_counter()
-    whole = land.gradient(w)
-    batch = time.perf_counter() - began
-    began = time.perf_counter()
-    single = torch.stack([land.gradient(w[i]) for i in range(100)])
-    alone = 10 * (time.perf_counter() - began)
-    assert torch.allclose(whole[:100], single) and alone > 20 * batch
+
+    def seconds(work):
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            work()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # with more, waiting for a busy neighbour is what would be timed
+    try:
+        whole, single = land.gradient(w), [land.gradient(x) for x in w[:20]]
+        assert torch.allclose(whole[:20], torch.stack(single))
+        assert 50 * seconds(lambda: [land.gradient(x) for x in w[:20]]) > 20 * seconds(lambda: land.gradient(w))
+    finally:
+        torch.set_num_threads(threads)
