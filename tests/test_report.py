@@ -90,7 +90,7 @@ def test_terminal_is_legible_at_100_columns():
         "perplexity",
         "> 4",
         "none found",
-        "not finite",
+        "NaN/inf",
     ):
         assert word in text
 

@@ -183,10 +183,13 @@ def radius_text(spot: Spot) -> str:
 
 
 def quartiles_text(spot: Spot) -> str:
-    """Quartiles of the typical radius, or nothing."""
+    """Quartiles of the typical radius with as many digits as tell them apart, or nothing."""
     typical = spot.diagnosis.get("typical") or {}
     low, high = typical.get("low"), typical.get("high")
-    return "" if low is None else f"{number(low)}–{number(high) if high is not None else '∞'}"
+    if low is None:
+        return ""
+    short, long = ((number(low, d), "∞" if high is None else number(high, d)) for d in (2, 3))
+    return "–".join(short if short[0] != short[1] else long)
 
 
 def listing(words: list[str]) -> str:

@@ -81,7 +81,7 @@ def rows(task: dict[str, Any]) -> list[tuple[Spot | None, list[Cell]]]:
 def _line(metric: str, scheme: str, bits: float | None, spot: Spot) -> list[Cell]:
     d, since = spot.diagnosis, spot.data.get("recovery_step")
     error = d.get("stderr")
-    late = "none" if spot.key == "recovered" and since is None else "" if since is None else str(since)
+    late = "no" if spot.key == "recovered" and since is None else "" if since is None else str(since)
     return [
         Cell(scheme),
         Cell("–" if bits is None else f"{bits:.2f}", bits),
@@ -107,7 +107,7 @@ def _line(metric: str, scheme: str, bits: float | None, spot: Spot) -> list[Cell
 
 def _loss(test: dict[str, Any]) -> Cell:
     loss = test.get("loss")
-    return Cell(loss_text(loss), math.inf if loss is None else loss)
+    return Cell("NaN/inf" if loss is None else loss_text(loss), math.inf if loss is None else loss)
 
 
 def _metric(metric: str, test: dict[str, Any]) -> Cell:
