@@ -6,6 +6,7 @@ import json
 import math
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,20 @@ def test_every_check_has_a_count():
     assert len(checks) >= 28 and len({c.__name__ for c in checks}) == len(checks)
     assert all(quick_count(full_count(c)) <= full_count(c) for c in checks)
     assert quick_count(2000) == 200 and quick_count(5) == 5 and quick_count(60) == 20
+
+
+def test_every_check_names_a_test_that_exists():
+    root = Path(__file__).resolve().parents[1]
+    named = 0
+    for path in (root / "src/thalweg/theory").glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        prefix = re.search(r'^TEST = "(.+)::"', source, re.M)
+        words = [f"{prefix[1]}::{n}" for n in re.findall(r'TEST \+ "(\w+)', source)] if prefix else []
+        for word in words + re.findall(r'test="([\w/.]+::\w+)', source):
+            file, function = word.split("::")
+            assert f"def {function}(" in (root / file).read_text(encoding="utf-8"), word
+            named += 1
+    assert named >= 28
 
 
 def test_run_writes_everything(tmp_path, monkeypatch):
@@ -169,11 +184,14 @@ def test_everything_runs_and_is_reachable_by_keyboard(page, browser, tmp_path):
       const down_key = () => new KeyboardEvent("keydown", { key: "ArrowDown", shiftKey: true });
       for (let i = 0; i < 8; i++) star.dispatchEvent(down_key());
       const moved = document.getElementById("slider").dataset.rounding;
-      document.querySelectorAll("#presets button").forEach((b) => b.click());
+      const presets = {};
+      for (const b of document.querySelectorAll("#presets button")) {
+        b.click(); presets[b.textContent] = { ...document.getElementById("slider").dataset };
+      }
       const unnamed = [...document.querySelectorAll("input,button")].filter(
         (n) => !(n.closest("label") || n.textContent));
       const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-      document.body.dataset.probe = JSON.stringify({ errors, before, up, down, focused, old, moved, wide,
+      document.body.dataset.probe = JSON.stringify({ errors, before, up, down, focused, old, moved, wide, presets,
         unnamed: unnamed.length, knobs: document.querySelectorAll("#controls input").length,
         verdict: document.getElementById("v-theory").textContent });
     });
@@ -186,6 +204,13 @@ def test_everything_runs_and_is_reachable_by_keyboard(page, browser, tmp_path):
     assert seen["before"] == "b & <b>" and seen["up"] == "a" and seen["down"].startswith("b")
     assert seen["focused"] and seen["old"] == "0,1" and seen["moved"] != seen["old"]
     assert "No grid point lies in the basin" in seen["verdict"]
+    does = {name: (data["inside"], int(data["entry"]), data["exists"]) for name, data in seen["presets"].items()}
+    assert does["The paper's failure"] == ("001", 1, "true")
+    assert does["A finer grid"][0] in ("101", "111")
+    assert does["Damping helps"][0] == "111"
+    assert does["Straddling pair"] == ("000", -1, "true")
+    assert does["Rate too large"][1:] == (-1, "true")
+    assert does["No good grid point"] == ("000", -1, "false")
     assert seen["wide"] <= 0
 
 

@@ -135,7 +135,7 @@ def check_large_step(instances: int = 1000, seed: int = 0) -> Check:
         "With ηψ'(z) = 2z the deployed point jumps across a basin wider than the rounding error for ever; "
         "with the "
         "rate of Theorem A it enters.",
-        "ours", TEST + "test_large_step",
+        "ours", TEST + "test_failures[large_step]",
     )  # fmt: skip
 
 
@@ -167,7 +167,7 @@ def check_incompatible(instances: int = 300, seed: int = 0) -> Check:
     return out.check(
         "incompatible grid (7.3)",
         "Where no grid point lies in the basin, no rule of training enters it.",
-        "ours", TEST + "test_incompatible",
+        "ours", TEST + "test_failures[incompatible]",
     )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def check_saturation(instances: int = 600, seed: int = 0) -> Check:
         "saturated weights (7.4)",
         "A weight beyond the outermost level never moves under the clipped estimator and comes back under "
         "the plain one.",
-        "ours", TEST + "test_saturation",
+        "ours", TEST + "test_failures[saturation]",
     )  # fmt: skip
 
 
@@ -251,7 +251,7 @@ def check_misaligned(instances: int = 1000, seed: int = 0) -> Check:
         "misaligned wall (7.5)",
         "Below cosϕ = ρ_N/R a convex wall drives some latent weight outwards; above it, inwards: (6.3) is "
         "sharp.",
-        "ours", TEST + "test_misaligned",
+        "ours", TEST + "test_failures[misaligned]",
     )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def times(points: int = 12, runs: int = 60, seed: int = 0) -> Times:
         nu: Tensor, centre: Tensor, start: Tensor, radius: Tensor, rate: float, limit: int,
         noise: Callable[[int], Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        height = lambda q: ((q - centre) * nu).sum(1)  # noqa: E731
+        height = lambda q: ((q - centre) * nu).sum(1)
         jump, last = torch.zeros_like(radius), height(start.round())
 
         def watch(k: int, w: Tensor, q: Tensor, g: Tensor, outside: Tensor) -> None:
@@ -167,7 +167,7 @@ def times(points: int = 12, runs: int = 60, seed: int = 0) -> Times:
     slope = np.polyfit(np.log(rate.x[:6]), np.log(np.maximum(rate.median[:6], 1)), 1)[0]
     return Times(
         "times", "How long does recovery take?", curves,
-        f"The time falls as the learning rate to the power {slope:.2f} until one step is enough; it hardly "
+        f"The time falls as the learning rate to the power −{abs(slope):.2f} until one step is enough; it hardly "
         f"depends on "
         f"Λ (medians {np.nanmin(ratio.median):.0f} to {np.nanmax(ratio.median):.0f} steps) nor on noise up "
         f"to the margin. "

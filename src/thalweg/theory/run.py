@@ -27,18 +27,10 @@ from .recovery_times import Times, times
 __all__ = ["all_checks", "run_theory", "table_rows"]
 
 FIRST = (
-    "failure",
-    "audit",
-    "paper_checks",
-    "recovery_checks",
-    "margin_checks",
-    "driven_checks",
-    "regret_checks",
-    "lemmas",
-    "scaling",
-    "counterexample_checks",
-    "control_checks",
-)
+    "failure_checks", "nearest_plane_checks", "blindness_checks", "audit_checks", "geometry_checks", "paper_checks",
+    "recovery_checks", "margin_checks", "driven_checks", "regret_checks", "lemmas", "scaling",
+    "counterexample_checks", "control_checks",
+)  # fmt: skip
 FORMAT = "thalweg theory 1"
 Checker = Callable[..., Check]
 

@@ -1,9 +1,8 @@
 """Random valleys by the thousand: affine and spherical rivers with every wall, as ``[instances, D]`` fields.
 
-The loss is ``f(w) = φ(t) + ψ(ξ)``, ``ξ = ‖n‖_H`` the distance from the river in the basin's metric. Walls ψ
-(rounded table of docs/theory/landscapes.md): hinge² ``(μ/2)(ξ-r)_+²``, softplus (symmetrised), exponential,
-quartic and bowl. These fields serve checks over many random instances; :mod:`thalweg.landscapes` holds the
-same walls one at a time.
+The loss is ``f(w) = φ(t) + ψ(ξ)``, ``ξ = ‖n‖_H`` the distance from the river in the basin's metric; the walls
+ψ are those of docs/theory/landscapes.md with parameters per instance. :mod:`thalweg.landscapes` holds the
+same walls one at a time; a test holds the two together.
 """
 
 from __future__ import annotations
