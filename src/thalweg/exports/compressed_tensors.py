@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ def compressed_tensors(
     Integer grids of 1 to 8 bits, ternary included, per channel, group or tensor, symmetric or with zero
     points, on Linear layers. Rows are little-endian bit streams of ``code + 2^(b-1)`` in int32. Checked by
     reloading in transformers: logits on ``sample`` must equal those of the deployed point, bit for bit.
+    Points with zero points load in transformers with ``CompressedTensorsConfig(dequantize=True)``.
     Cost: two forwards on ``sample``.
 
     Raises:
-        ThalwegError: a model that is not of transformers, a level table, a padded group, a layer that is
+        ThalwegError: zero points in a mix of schemes, a model that is not of transformers, a level table, a padded group, a layer that is
             not Linear, or a missing compressed-tensors package.
     """
     try:
@@ -62,6 +64,12 @@ def compressed_tensors(
             "strategy": "channel" if width is None else "group", "group_size": width,
         }  # fmt: skip
         groups.setdefault(key, {"targets": [], "weights": weights})["targets"].append(layer)
+    asymmetric = any(not group["weights"]["symmetric"] for group in groups.values())
+    if asymmetric and len(groups) > 1:
+        raise ThalwegError(
+            f"The point mixes {len(groups)} schemes, some with zero points, which transformers cannot load back. "
+            "Use symmetric schemes, or one scheme for all layers."
+        )
     state.update({n: v for n, v in deployed.state_dict().items() if n not in point.grids})
     linear = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
     config = {
@@ -85,7 +93,8 @@ def compressed_tensors(
         write_json(stage / "thalweg.json", {"export": "compressed-tensors", "provenance": point.provenance})
     difference, how = None, "not checked: no sample batch"
     if sample is not None:
-        difference, how = float((reloaded(out, sample) - outputs(deployed, sample)).abs().max()), "transformers"
+        how = "transformers with dequantize=True" if asymmetric else "transformers"
+        difference = float((reloaded(out, sample, asymmetric) - outputs(deployed, sample)).abs().max())
     return Exported(str(out), "compressed-tensors", folder_bytes(Path(out)), float_bytes(model), difference, how)
 
 
@@ -110,12 +119,17 @@ def integers(name: str, grid: Grid, codes: Tensor) -> tuple[int, Tensor, Tensor,
     return bits, signed.to(torch.int8).contiguous(), scale, zero
 
 
-def reloaded(path: str | Path, sample: Any) -> Tensor:
-    """Logits of the exported folder as transformers loads it by default: packed, decompressed at first use.
+def reloaded(path: str | Path, sample: Any, dequantize: bool = False) -> Tensor:
+    """Logits of the exported folder in transformers.
 
-    (Its option ``dequantize=True`` reads every layer with the first scheme and so garbles mixed bit-widths.)
+    By default it keeps the packed layout and decompresses at first use; that path cannot read packed zero
+    points (transformers 5.23 with compressed-tensors 0.20). ``dequantize`` unpacks while loading; that path reads
+    every layer with the first scheme and so garbles mixed schemes.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-    model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32)
+    options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if dequantize else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(path, local_files_only=True, dtype=torch.float32, **options)
     return outputs(model.eval(), sample)
