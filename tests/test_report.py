@@ -128,6 +128,7 @@ def test_page_is_whole_and_self_contained(page):
     assert len(pictures) == 2 * 2 + 4 * 3 and all(p.endswith(".png") for p in pictures)
     assert outside.figures == len(pictures) + 2  # the most telling one twice, and the drawing of the words
     assert "{{" not in re.sub(r"<script.*?</script>", "", text, flags=re.S) and "words &lt;tiny&gt;" in text
+    assert text.count(">tolerance 0.049</text>") == 2 * 2 + 4 * 2  # all but maps
     data = re.search(r'<script type="application/json" id="survey">(.*?)</script>', text, re.S)
     assert json.loads(data.group(1)) == survey()
     assert sorted(p.name for p in page.parent.iterdir()) == ["figures", "report.html"]

@@ -85,7 +85,14 @@ def _cell(cell: Cell, verdict: bool, right: bool) -> str:
 def pairs(items: Iterable[tuple[str, Any]]) -> str:
     """Names with values; what is missing is left out."""
     shown = [(k, v) for k, v in items if v not in (None, "", [], {})]
-    return '<dl class="pairs">' + "".join(f"<dt>{escape(k)}</dt><dd>{words(str(v))}</dd>" for k, v in shown) + "</dl>"
+    return (
+        '<dl class="pairs">' + "".join(f"<dt>{escape(k)}</dt><dd>{words(_short(v))}</dd>" for k, v in shown) + "</dl>"
+    )
+
+
+def _short(value: Any) -> str:
+    """Four digits of a number are enough to read; the JSON keeps them all."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def folded(summary: str, content: str, kind: str = "") -> str:

@@ -79,7 +79,8 @@ def svg(figure: Any, name: str, label: str = "") -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r"\s+", " ", text).replace("> <", "><")
     text = text.replace("xlink:href", "href")
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)  # hundredths of a point are fine enough
+    # hundredths of a point are fine enough for outlines; texts stay as they are
+    text = re.sub(r' (d|x|y|transform)="[^"]*"', lambda m: re.sub(r"(\d\.\d\d)\d+", r"\1", m[0]), text)
     text = re.sub(r'(\bid="|url\(#|\bhref="#)', rf"\g<1>{name}-", text)
     box = re.search(r'viewBox="([^"]+)"', text)
     assert box is not None
