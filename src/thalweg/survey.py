@@ -59,7 +59,7 @@ def objective_of(task: Task, device: str = "cpu", batchnorm: str = "frozen") -> 
 
 def survey_task(
     task: Task, out: Path, plan: Plan | None = None, *, device: str = "cpu", fresh: bool = False,
-    progress: Progress = silent,
+    progress: Progress = silent, before: int = 0, total: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
     """Survey one task; rows that the folder already holds for the same model, data and plan are reused.
 
@@ -75,9 +75,9 @@ def survey_task(
     float_test = objective.evaluate({}, task.test, task.metric)
     products: dict[frozenset[str], curvature.Product] = {}
     rows = []
+    rest = {name: value for name, value in plan.to_json().items() if name != "schemes"}
     for i, scheme in enumerate(plan.schemes):
-        label = f"{task.name} {scheme}"
-        key = content_hash([__version__, identity, scheme, plan.to_json(), task.keep_float])
+        key = content_hash([__version__, identity, scheme, rest, task.keep_float])
         path = out / "rows" / f"{_safe(task.name)}-{_safe(scheme)}.json"
         row = None if fresh else _kept(path, key)
         if row is None:
@@ -85,7 +85,7 @@ def survey_task(
             row = plain({**row, "key": key})
             write_json(path, row)
         rows.append(row)
-        progress(label, i + 1, len(plan.schemes))
+        progress("survey", before + i + 1, total or len(plan.schemes))
     return {
         "name": task.name,
         "kind": task.kind,
@@ -109,7 +109,14 @@ def survey(
     plan = plan or Plan()
     out = Path(out)
     started = time.perf_counter()
-    parts = [survey_task(t, out, plan, device=device, fresh=fresh, progress=progress) for t in tasks]
+    rows = len(plan.schemes)
+    progress("survey", 0, rows * len(tasks))
+    parts = [
+        survey_task(
+            task, out, plan, device=device, fresh=fresh, progress=progress, before=i * rows, total=rows * len(tasks)
+        )
+        for i, task in enumerate(tasks)
+    ]
     result = {
         "format": FORMAT,
         "plan": plan.to_json(),
