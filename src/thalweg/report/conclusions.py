@@ -7,6 +7,7 @@ from typing import Any
 from .facts import (
     Spot,
     by_bits,
+    capital,
     listing,
     loss_text,
     methods,
@@ -32,12 +33,12 @@ def transition(task: dict[str, Any]) -> str:
         label = next(b.label for _, b in pairs if b)
         changes = [f"brings back {listing(kept)}"] if kept else []
         changes += [f"loses {listing(gone)}"] if gone else []
-        text += f" {label.capitalize()} {' and '.join(changes) or 'changes none of these outcomes'}."
+        text += f" {capital(label)} {' and '.join(changes) or 'changes none of these outcomes'}."
     return text + _brought_back(rows)
 
 
 def _sides(rows: list[dict[str, Any]]) -> str:
-    label = methods(rows[0])[0].label.capitalize()
+    label = capital(methods(rows[0])[0].label)
     low = [r["scheme"] for r in rows if methods(r)[0].low]
     high = [r for r in rows if not methods(r)[0].low]
     tolerance = methods(rows[0])[0].tolerance
@@ -111,7 +112,7 @@ def plane(row: dict[str, Any]) -> str:
     start, end = start_of(row), recovered(row)
     assert end is not None
     certificate = start.diagnosis.get("certificate") or {}
-    text = f"{start.label.capitalize()} ends {_above(start)} the loss of the float weights, QAT {_above(end)} it"
+    text = f"{capital(start.label)} ends {_above(start)} the loss of the float weights, QAT {_above(end)} it"
     text += ", within the tolerance." if end.low else ", still outside the tolerance."
     if certificate.get("changed") is not None:
         text += f" The two points differ in {100 * certificate['changed']:.1f} % of the grid values."

@@ -8,6 +8,7 @@ from . import blocks
 from .facts import (
     Spot,
     by_bits,
+    capital,
     loss_text,
     margin_text,
     methods,
@@ -49,7 +50,7 @@ def _reasons(spot: Spot) -> str:
     tail = f"<p class=advice>{blocks.words(advice)}</p>" if advice else ""
     pull = pull_sentence(spot)
     reasons += f"<li>{blocks.words(pull)}</li>" if pull else ""
-    head = f"{blocks.words(spot.label.capitalize())} {blocks.chip(spot.verdict)}"
+    head = f"{capital(blocks.words(spot.label))} {blocks.chip(spot.verdict)}"
     return f"<h4>{head}</h4><ul>{reasons}</ul>{tail}"
 
 
@@ -63,7 +64,7 @@ def pull_sentence(spot: Spot) -> str:
     if inward <= 2 * spread:
         return text + "the gradient does not point back more than chance."
     if inward - mirrored <= 2 * spread:
-        return text + "the gradient points back, but no more than after any displacement of this size."
+        return text + "the gradient points back, but not clearly more than after any displacement of this size."
     return text + "the gradient points back, more than after a displacement of this size with other signs."
 
 

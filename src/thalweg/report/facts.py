@@ -200,3 +200,8 @@ def listing(words: list[str]) -> str:
 def plural(count: int, word: str) -> str:
     """*1 step*, *80 steps*."""
     return f"{count} {word}" if count == 1 else f"{count} {word}s"
+
+
+def capital(text: str) -> str:
+    """The first letter large, the others as they are."""
+    return text[:1].upper() + text[1:]

@@ -10,6 +10,7 @@ from .facts import (
     LABELS,
     Spot,
     by_bits,
+    capital,
     loss_text,
     methods,
     metric_text,
@@ -87,7 +88,7 @@ def hero(tasks: list[dict[str, Any]], drawn: list[list[Picture]]) -> str:
     name = f"{task['name']} at {row['scheme']}, seen from above"
     lead = (
         f"{name}. Dark is low loss: the valley in which the float weights lie (star). "
-        f"{start_of(row).label.capitalize()} "
+        f"{capital(start_of(row).label)} "
         f"takes the model onto the wall ({rise_text(start_of(row).rise)} nats), QAT leads it (dots) to "
         "another point of the "
         f"same grid, down in the valley (circle, {rise_text(end.rise)} nats). The dots are projected "

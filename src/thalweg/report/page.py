@@ -100,6 +100,7 @@ def _task(task: dict[str, Any], drawn: list[Picture]) -> str:
             outcome = "out and back" if came_back(row) else "out, and not back"
             head = f"<h3>{escape(row['scheme'])}: {outcome}</h3>"
             parts.append(f'{head}<div class="figures">{"".join(mine)}</div>')
+    axis = f"<h3>One axis for every scheme</h3>{''.join(whole[1:])}" if whole[1:] else ""
     proofs = "".join(blocks.folded(f"Evidence for {r['scheme']}", evidence(r), "evidence") for r in found)
     return (
         f'<section id="{slug(name)}" class="task"><h2>{escape(title(task))}</h2><p '
@@ -107,8 +108,7 @@ def _task(task: dict[str, Any], drawn: list[Picture]) -> str:
         f"<ul class=verdicts>{told}</ul>{''.join(whole[:1])}"
         f"<h3>Every point</h3><p class=facts>Click a column's name to sort by it.</p>"
         f"{blocks.table(f'Every point, {name}', columns, lines, verdicts=True)}"
-        f"<h3>One axis for every "
-        f"scheme</h3>{''.join(whole[1:])}{''.join(parts)}<h3>Evidence</h3>{proofs}</section>"
+        f"{axis}{''.join(parts)}<h3>Evidence</h3>{proofs}</section>"
     )
 
 
