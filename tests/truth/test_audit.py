@@ -102,6 +102,10 @@ def test_bowl():
     assert seen.figures["hinge_fails_share"] == 1.0
 
 
+def test_no_lattice():
+    assert holds(audit_checks.check_no_lattice, 100).ratio[0] >= 1
+
+
 def test_distance():
     seen = holds(audit_checks.check_distance, 160)
     assert seen.figures["largest_relative_error"] < 1e-12 and seen.ratio[0] >= 1 - 1e-12

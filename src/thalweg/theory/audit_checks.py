@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..grid import Grid, Layout
 from ..objective import Objective
@@ -19,10 +20,12 @@ from .audit import (
 )
 from .check import Check
 from .codebook import LEVELS, Codebook
+from .dynamics import simulate
 from .evidence import Evidence
 from .failure import Valley2D, lattice2d, loss2d, neighbourhood
 from .failure_checks import PAPER, random_valleys
-from .valleys import Affine, Sphere, normal, random_bases, random_walls, uniform
+from .recovery import theorem1
+from .valleys import Affine, Sphere, along_river, normal, random_bases, random_walls, uniform
 
 TEST = "tests/truth/test_audit.py::"
 
@@ -206,4 +209,40 @@ def check_distance(instances: int = 800, seed: int = 0) -> Check:
     )
 
 
-CHECKS = (check_vacuity, check_disjoint, check_bowl, check_distance)
+def check_no_lattice(instances: int = 1000, seed: int = 0) -> Check:
+    """2.8: Theorem 1 for points that are no grid points: the worst displacement of length ρ, and random ones."""
+    gen, out, steps = torch.Generator().manual_seed(seed), Evidence(), 3000
+    for rule in ("worst", "random"):
+        count = 4 * instances
+        basis, ones = random_bases(gen, count, 4, 2), torch.ones(count, dtype=torch.float64)
+        walls = random_walls(gen, ones, ("softplus",))
+        drift = along_river(gen, basis, 0.2)
+        flat = torch.ones(count, 2, dtype=torch.float64)
+        river = Affine(torch.zeros(count, 4, dtype=torch.float64), basis, flat, flat, walls, drift, ones)
+        steep, slope = (walls.stiff.square() + drift.square().sum(1)).sqrt(), walls.slope(ones)
+        rho = slope / (2 * steep) / uniform(gen, (count,), 1.02, 1.6)
+        rate = 0.99 * torch.minimum((slope - 2 * rho * steep) / (2 * steep.square()), rho / steep)
+        y = normal(gen, count, 2)
+        y = y / y.norm(dim=1, keepdim=True) * uniform(gen, (count, 1), 0.9, 1.0)
+        start = torch.einsum("idn,in->id", basis, y)
+        bound = theorem1(rate, 1.0, rho, slope, steep, river.depth(start)).steps
+        use = (bound < steps) & (river.depth(start) + rho > 1)
+        use &= use.cumsum(0) <= math.ceil(instances / 2)
+        river, start, bound, rho = river.keep(use), start[use], bound[use], rho[use]
+
+        def displaced(w: Tensor, river: Affine = river, rho: Tensor = rho, rule: str = rule) -> Tensor:
+            away = river.normal(w) if rule == "worst" else normal(gen, *w.shape)
+            return w + rho.unsqueeze(1) * away / away.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+        course = simulate(river.gradient, start, displaced, rate[use].unsqueeze(1), steps, inside=river.inside)
+        out.add(course.entry.double(), bound, ~course.entered)
+    return out.check(
+        "no lattice in Theorem 1 (2.8)",
+        "Theorem 1 holds for any q_k with ‖q_k - w_k‖ ≤ ρ, the worst displacement and random ones included: it is "
+        "not about quantization.",
+        "ours",
+        TEST + "test_no_lattice",
+    )
+
+
+CHECKS = (check_vacuity, check_disjoint, check_bowl, check_no_lattice, check_distance)

@@ -1,9 +1,9 @@
 """Why post-training quantization leaves the basin, in two dimensions and exactly.
 
-River through ``w_0 = (1, 0)`` along ``τ = (cos θ, sin θ)``, normal ``ν = (-sin θ, cos θ)``, loss ``½(t+u)²
-+ ψ(|z|)``, checkpoint ``w = w_0 - uτ + ζν`` on the flat floor. Every rule minimises ``S_λ(q) =
-½(q-w)ᵀ(ττᵀ+λI)(q-w)`` over the grid: λ = 0 is the exact second-order proxy of arXiv:2606.09012, λ → ∞ plain
-rounding. All functions take tensors of instances and broadcast. Proofs: docs/theory/failure.md.
+River through ``w_0 = (1, 0)`` along ``τ = (cos θ, sin θ)``, normal ``ν = (-sin θ, cos θ)``, loss
+``½(t+u)² + ψ(|z|)``, checkpoint ``w = w_0 - uτ + ζν`` on the flat floor. Every rule minimises
+``S_λ(q) = ½(q-w)ᵀ(ττᵀ+λI)(q-w)`` over the grid: λ = 0 is the exact second-order proxy of arXiv:2606.09012,
+λ → ∞ plain rounding. All functions take tensors of instances and broadcast. Proofs: docs/theory/failure.md.
 """
 
 from __future__ import annotations

@@ -24,15 +24,14 @@ def check_factorisation(instances: int = 96, seed: int = 0) -> Check:
     seen = factorise(instances, seed)
     better = seen.trained_loss < seen.rounded_loss
     typical = seen.rounded_loss.median() > 0.25 and seen.trained_loss.median() < 0.8 * seen.rounded_loss.median()
-    slack = 4 * math.sqrt(0.05 * 0.95 / instances)
-    usual = float(better.double().mean()) > 0.95 - slack and bool(typical)
+    slack = 4 * math.sqrt(0.06 * 0.94 / instances)
+    usual = float(better.double().mean()) > 0.94 - slack and bool(typical)
     out.count(instances, int(((seen.off != 0) | (seen.tail > 1e-9)).sum()) if usual else instances)
     quantile = lambda x, p: float(x.quantile(p))
     return out.check(
         "matrix factorisation is tangential (2.3, T10)",
-        "After rounding, and at every step of straight-through training, Z = 0 exactly: both deployed "
-        "points lie on the river, and "
-        "their loss gap (f(QAT) < f(PTQ) in about 95 % of seeds) is tangential.",
+        "After rounding, and at every step of straight-through training, Z = 0 exactly: both deployed points "
+        "lie on the river, and their loss gap (f(QAT) < f(PTQ) in about 94 % of seeds) is tangential.",
         "ours",
         TEST + "test_factorisation",
         float_loss=seen.float_loss.max(),
