@@ -25,7 +25,8 @@ class Thresholds:
 
     ``tolerance_nats``: τ, the rise that still counts as low. ``rising``: slope of the last stretch, as a
     share of the mean slope, above which an endpoint is on the wall. ``saturated``: share of clipped weights
-    above which scales are to blame. ``blind``: visibility below which the local objective is called blind.
+    above which scales are to blame. ``statistics``: share of the rise that re-estimated BatchNorm statistics must
+    remove for them to be to blame. ``blind``: visibility below which the local objective is called blind.
     ``directions``: random directions of the typical radius. ``points``: on the segment. ``pairs``: normal
     directions.
     """
@@ -33,6 +34,7 @@ class Thresholds:
     tolerance_nats: float = basin.TOLERANCE
     rising: float = 0.25
     saturated: float = 0.25
+    statistics: float = 0.9
     blind: float = 0.5
     directions: int = 8
     points: int = 9
@@ -377,19 +379,27 @@ def judge(d: Diagnosis) -> tuple[str, tuple[str, ...], str]:
         f"The loss rises by {rise:.3f} nats ({tau:.3f} allowed): the edge is at {way.edge_steps:.2f} steps, "
         f"the point at {way.reach_steps:.2f}, {way.membership}."
     )
-    if renewed is not None and renewed <= base + tau:
-        reasons.append(f"With re-estimated BatchNorm statistics the rise is {renewed - base:+.3f} nats.")
-        return "not geometry", tuple(reasons), "Re-estimate the BatchNorm statistics; no rounding is to blame."
-    if saturated > t.saturated:
-        reasons.append(f"{saturated:.0%} of the weights are clipped ({t.saturated:.0%} allowed).")
-        return "not geometry", tuple(reasons), "Refit the scales: try the other quantizer, or smaller groups."
-    if math.isfinite(seen) and seen < t.blind:
-        reasons.append(f"Curvature at the float weights sees {max(seen, 0):.0%} of the rise (visibility).")
-    if certificate is not None and certificate.rise_nats <= tau:
+    found = certificate is not None and certificate.rise_nats <= tau
+    if certificate is not None and found:
         reasons.append(
             f"A point on the same grid, {certificate.reach:.2f} steps from the float weights, has a rise of "
             f"{certificate.rise_nats:+.3f} nats; {certificate.changed:.1%} of the codes differ."
         )
+    if renewed is not None and renewed < loss:
+        share = (loss - renewed) / rise
+        reasons.append(
+            f"Re-estimated BatchNorm statistics alone remove {min(share, 1):.0%} of the rise, "
+            f"leaving {renewed - base:+.3f} nats."
+        )
+        if share >= t.statistics or renewed <= base + tau:
+            advice = "Re-estimate the BatchNorm statistics first; what then remains is for QAT."
+            return "not geometry", tuple(reasons), advice
+    if saturated > t.saturated and not found:
+        reasons.append(f"{saturated:.0%} of the weights are clipped ({t.saturated:.0%} allowed).")
+        return "not geometry", tuple(reasons), "Refit the scales: try the other quantizer, or smaller groups."
+    if math.isfinite(seen) and seen < t.blind:
+        reasons.append(f"Curvature at the float weights sees {max(seen, 0):.0%} of the rise (visibility).")
+    if certificate is not None and found:
         if certificate.blind:
             reasons.append(
                 f"The local objective prefers the failed point ({certificate.local_failed:.4g} against "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -161,6 +162,7 @@ class _Row:
 
     def measure(self) -> dict[str, Any]:
         plan, task, started = self.plan, self.task, time.perf_counter()
+        before = Counter(self.objective.cost)
         points: dict[str, QuantizedPoint] = {}
         for method in plan.methods:
             self.say(method)
@@ -201,6 +203,7 @@ class _Row:
         for m, p in points.items():
             p.save(self.file(m))
         row["seconds"] = time.perf_counter() - started
+        row["spent"] = {kind: count - before[kind] for kind, count in self.objective.cost.items()}
         return row
 
     def file(self, name: str) -> Path:

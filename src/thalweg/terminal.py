@@ -29,7 +29,8 @@ CHIPS = {
 def progress_bar(console: Console, quiet: bool = False) -> Iterator[Callback]:
     """A callback ``(text, done, total)`` drawn as a bar with elapsed and remaining time.
 
-    The job named ``survey`` stays on top while others come and go below it. Where the output is no terminal, a line at most every 10 s.
+    The job named ``survey`` stays on top while others come and go below it. Where the output is no terminal,
+    a line at most every 10 s.
     """
     if quiet:
         yield lambda text, done, total: None

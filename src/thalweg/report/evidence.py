@@ -175,10 +175,14 @@ def _layers(found: list[Spot]) -> list[list[Cell]]:
 
 
 def totals(survey: dict[str, Any], kind: str) -> str:
-    """Planned or spent cost, summed over every diagnosis."""
+    """Planned or spent cost, summed over every diagnosis; what a whole row spent where it is recorded."""
     count: dict[str, int] = {}
     for task in survey["tasks"]:
         for row in by_bits(task):
+            if kind == "spent" and row.get("spent"):
+                for name, value in row["spent"].items():
+                    count[name] = count.get(name, 0) + value
+                continue
             for spot in spots(row) or methods(row):
                 for name, value in (spot.diagnosis.get(kind) or {}).items():
                     count[name] = count.get(name, 0) + value
