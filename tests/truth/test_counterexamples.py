@@ -5,6 +5,14 @@ import torch
 
 from thalweg.theory import control_checks, counterexample_checks
 from thalweg.theory.counterexamples import RULE, TRAPS, cured, run
+from thalweg.theory.run import one_thread
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    with one_thread():
+        yield
+
 
 
 @pytest.mark.parametrize("make", TRAPS, ids=lambda m: m.__name__)

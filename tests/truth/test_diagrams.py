@@ -7,6 +7,14 @@ import pytest
 
 from thalweg.theory import diagrams
 from thalweg.theory.recovery_times import times
+from thalweg.theory.run import one_thread
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    with one_thread():
+        yield
+
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,16 @@ from thalweg.theory.recovery import (
     theorem_c,
     theorem_e,
 )
+from thalweg.theory.run import one_thread
 from thalweg.theory.valleys import WALLS, Wall
 from thalweg.train import Recipe, train
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    with one_thread():
+        yield
+
 
 
 def holds(check, instances, tight=None):

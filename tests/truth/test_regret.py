@@ -12,7 +12,15 @@ from thalweg.point import quantize
 from thalweg.theory import regret_checks
 from thalweg.theory.codebook import LEVELS, Codebook
 from thalweg.theory.regret import RegretAudit, certificate, step_terms
+from thalweg.theory.run import one_thread
 from thalweg.train import Recipe, train
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    with one_thread():
+        yield
+
 
 
 def run(audit, latents, gradients, rate):

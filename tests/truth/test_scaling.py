@@ -7,6 +7,14 @@ import torch
 
 from thalweg.theory import scaling
 from thalweg.theory.dynamics import lattice, simulate
+from thalweg.theory.run import one_thread
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    with one_thread():
+        yield
+
 
 
 def test_scaling():

@@ -123,7 +123,7 @@ def check_theorem_b_curved(instances: int = 2000, seed: int = 0) -> Check:
     )
 
 
-def check_theorem_b_landscapes(instances: int = 800, seed: int = 0) -> Check:
+def check_theorem_b_landscapes(instances: int = 3000, seed: int = 0) -> Check:
     """Theorem B (6.4) on the library's curved landscapes, through their own projections and gradients."""
     gen, out = torch.Generator().manual_seed(seed), Evidence()
     families = (

@@ -11,9 +11,12 @@ import inspect
 import math
 import pkgutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..files import write_bytes, write_json, write_text
 from ..provenance import manifest
@@ -75,18 +78,8 @@ def diagram_check(diagram: Diagram | Times, seconds: float) -> Check:
     )
 
 
-def run_theory(
-    quick: bool = False,
-    out: str | Path | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> list[Check]:
-    """Run every check and diagram; with ``out``, write ``theory.json``, one PNG per diagram and
-    ``theory.html`` there.
-
-    Deterministic in the seed. Cost: a few minutes on two cores; ``quick`` under a minute.
-    """
-    began = time.perf_counter()
+def _evaluate(quick: bool, seed: int, progress: Progress) -> tuple[list[Check], list[Diagram | Times]]:
+    """All checks, then all diagrams."""
     checkers = all_checks()
     drawers = _drawers(quick, seed)
     total = len(checkers) + len(drawers)
@@ -101,10 +94,39 @@ def run_theory(
         tick = time.perf_counter()
         drawn.append(draw())
         done.append(diagram_check(drawn[-1], time.perf_counter() - tick))
+    progress("theory", total, total)
+    return done, drawn
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it torch uses one thread: the tensors are small, and threads that wait for each other cost more than
+    they save (sevenfold on a busy machine with two cores)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def run_theory(
+    quick: bool = False,
+    out: str | Path | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> list[Check]:
+    """Run every check and diagram; with ``out``, write ``theory.json``, one PNG per diagram and
+    ``theory.html`` there.
+
+    Deterministic in the seed. Cost: a few minutes on two cores; ``quick`` under a minute.
+    """
+    began = time.perf_counter()
+    with one_thread():
+        done, drawn = _evaluate(quick, seed, progress)
     seconds = time.perf_counter() - began
     if out is not None:
         write(Path(out), done, drawn, quick, seed, seconds)
-    progress("theory", total, total)
     return done
 
 

@@ -91,7 +91,7 @@ CELLS = ((64, 4), (64, 8), (64, 16), (256, 4), (256, 16), (256, 64), (1024, 16),
 """(D, n) with 4 ≤ n ≤ D/4, where the constant is claimed."""
 
 
-def check_scaling(instances: int = 192, seed: int = 0) -> Check:
+def check_scaling(instances: int = 768, seed: int = 0) -> Check:
     """Rounding Δ√(n/12), training c Δ n/√D with c in the band, n/2 flips per step, over dimensions and
     codimensions."""
     out, figures = Evidence(), {}
