@@ -45,9 +45,7 @@ def affine(
     basis = torch.linalg.qr(torch.randn(size, codim, generator=gen, dtype=torch.float64))[0]
     centre = torch.rand(size, generator=gen, dtype=torch.float64)
     tangent = complement(basis)
-    power = (
-        torch.linspace(0, 1, codim, dtype=torch.float64) if codim > 1 else torch.zeros(1, dtype=torch.float64)
-    )
+    power = torch.linspace(0, 1, codim, dtype=torch.float64) if codim > 1 else torch.zeros(1, dtype=torch.float64)
     metric = aspect**power
 
     def coordinates(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:

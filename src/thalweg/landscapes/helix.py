@@ -26,8 +26,7 @@ def nearest_turn(w: Tensor, wide: float, pitch: float, iterations: int = 50) -> 
         turns = ((rise / pitch - alpha) / (2 * math.pi)).round() * 2 * math.pi + alpha
         s = turns.unsqueeze(-1) + offsets
         far = (
-            -2 * wide * (rho.unsqueeze(-1) * torch.cos(s - alpha.unsqueeze(-1)))
-            + (pitch * s - rise.unsqueeze(-1)) ** 2
+            -2 * wide * (rho.unsqueeze(-1) * torch.cos(s - alpha.unsqueeze(-1))) + (pitch * s - rise.unsqueeze(-1)) ** 2
         )
         best = s.gather(-1, far.argmin(-1, keepdim=True)).squeeze(-1)
         width = float(offsets[1] - offsets[0])
@@ -70,8 +69,7 @@ def helix(
     """
     if pitch**2 < 0.22 * wide**2:
         raise ThalwegError(
-            f"Turns of pitch {pitch} and width {wide} come too close to each other. "
-            f"Use pitch ≥ {0.47 * wide:.2f}."
+            f"Turns of pitch {pitch} and width {wide} come too close to each other. Use pitch ≥ {0.47 * wide:.2f}."
         )
     speed = math.hypot(wide, pitch)
     c, s0 = math.cos(at), math.sin(at)

@@ -13,11 +13,11 @@ from ._walls import wall as build
 
 
 def nearest_abscissa(a: Tensor, b: Tensor, kappa: float, iterations: int = 60) -> Tensor:
-    """x of the point of ``y = κx²/2`` nearest to (a, b): largest root of ``(κ²/2)x³ + (1-κb)x = |a|``, with
-    a's sign.
+    """x of the point of ``y = κx²/2`` nearest to (a, b).
 
-    Newton from a bound above the largest root, where the cubic is increasing and convex, so that the
-    iteration decreases towards it. Two more differentiable steps give exact first and second derivatives.
+    It is the largest root of ``(κ²/2)x³ + (1-κb)x = |a|``, with a's sign. Newton starts from a bound above that
+    root, where the cubic is increasing and convex, so that it decreases towards it. Two more differentiable
+    steps give exact first and second derivatives.
     """
     with torch.no_grad():
         size, side, rise = a.detach().abs(), torch.where(a.detach() < 0, -1.0, 1.0).to(a), b.detach()

@@ -44,9 +44,7 @@ def product(
         raise ThalwegError(f"A product of {copies} valleys is empty. Use at least 1.")
     c, s = math.cos(theta), math.sin(theta)
     turn = torch.tensor([[c, -s], [s, c]], dtype=torch.float64)  # columns: τ, ν
-    block = turn @ torch.tensor([along, height], dtype=torch.float64) + torch.tensor(
-        [1.0, 0.0], dtype=torch.float64
-    )
+    block = turn @ torch.tensor([along, height], dtype=torch.float64) + torch.tensor([1.0, 0.0], dtype=torch.float64)
     foot = block - height * turn[:, 1]
     psi = build(wall, radius, tolerance, slope, floor, sharp)
     phi = along_river(drift, pull)
@@ -82,6 +80,4 @@ def product(
         samples=samples,
         seed=seed,
     )
-    return replace(
-        tube, value=value, truth=replace(tube.truth, c_perp=tube.truth.c_perp if copies == 1 else None)
-    )
+    return replace(tube, value=value, truth=replace(tube.truth, c_perp=tube.truth.c_perp if copies == 1 else None))

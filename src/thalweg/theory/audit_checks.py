@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from ..grid import Grid, Layout
 from ..objective import Objective
 from ..point import quantize
+from ..space import Point
 from .audit import (
     flip_cost,
     least_width,
@@ -31,27 +33,23 @@ TEST = "tests/truth/test_audit.py::"
 
 
 def check_vacuity(instances: int = 20000, seed: int = 0) -> Check:
-    """2.1: within the shell every rounding lands inside; so "w_0 inside, Q(w_0) outside" forces the outer
-    shell."""
+    """2.1: within the shell every rounding lands inside; Q(w_0) outside forces the outer shell."""
     gen, out = torch.Generator().manual_seed(seed), Evidence()
     applies = wide = 0
     for curved in (False, True):
         count = math.ceil(instances / 2)
         gap = uniform(gen, (count,), 0.05, 1.0)
+        river: Affine | Sphere
         if curved:
-            river: Affine | Sphere = Sphere(
-                uniform(gen, (count,), 8.0, 12.0),
-                random_walls(gen, gap),
-                torch.zeros(count, dtype=torch.float64),
-                gap,
-            )
+            size = uniform(gen, (count,), 8.0, 12.0)
+            river = Sphere(size, random_walls(gen, gap), torch.zeros(count, dtype=torch.float64), gap)
             rho = 0.5 * gap * math.sqrt(2)
             radius = rho * uniform(gen, (count,), 1.0, 4.0)
-            top, lipschitz = torch.ones_like(gap), river.size / (river.size - radius - rho)
+            top, lipschitz = torch.ones_like(gap), size / (size - radius - rho)
             angle = uniform(gen, (count, 1), 0, 2 * math.pi)
             out_of = torch.cat([angle.cos(), angle.sin()], 1)
             height = radius * uniform(gen, (count,), -1, 1)
-            w = (river.size + height).unsqueeze(1) * out_of
+            w = (size + height).unsqueeze(1) * out_of
         else:
             basis = random_bases(gen, count, 3, 2)
             metric = uniform(gen, (count, 2), 1.0, 9.0)
@@ -90,9 +88,9 @@ def check_vacuity(instances: int = 20000, seed: int = 0) -> Check:
         wide += int((need < 2 * rho).sum())
     return out.check(
         "vacuity (2.1)",
-        "A checkpoint within R - √λ₁ρ(1+L_P) of the river rounds into the basin; so Theorem 1 applies in "
-        "the outer shell only, "
-        "d_0 > √λ₁ρ(1+L_P)((G/c_⊥)√(λ₁/λ_d) - 1), of basins wider than twice the worst rounding error.",
+        "A checkpoint within R - √λ₁ρ(1+L_P) of the river rounds into the basin; so Theorem 1 applies "
+        "in the outer shell only, d_0 > √λ₁ρ(1+L_P)((G/c_⊥)√(λ₁/λ_d) - 1), of basins wider than twice "
+        "the worst rounding error.",
         "ours",
         TEST + "test_vacuity",
         points_that_left=applies,
@@ -114,16 +112,14 @@ def check_disjoint(instances: int = 20000, seed: int = 0) -> Check:
     return out.check(
         "disjointness (2.2)",
         "The paper's failure example needs R < δ < √2 grid steps and its recovery theorem R > √2 "
-        "max{G/c_⊥, 1}: no instance has "
-        "both, whatever the grid scale in the interval.",
+        "max{G/c_⊥, 1}: no instance has both, whatever the grid scale in the interval.",
         "ours",
         TEST + "test_disjoint",
         narrowest_bowl=round(narrowest_square(0.0), 3),
         narrowest_half_floor=round(narrowest_square(0.5), 3),
         narrowest_09_floor=round(narrowest_square(0.9), 3),
         note="narrowest_*: smallest R in grid steps that (1.1) allows on Z² once G counts the wall at "
-        "distance R + ρ. Ratio: needed "
-        "over available R.",
+        "distance R + ρ. Ratio: needed over available R.",
     )
 
 
@@ -154,13 +150,17 @@ def check_bowl(instances: int = 5000, seed: int = 0) -> Check:
     return out.check(
         "a bowl is a basin (2.7)",
         "½μz² meets Assumption 1 with r = 0, R = √(2ε/μ), c_⊥ = √(2με); its exact second-order proxy "
-        "returns the loss's own "
-        "minimum over the grid: flatness matters for the failure of PTQ, not for the recovery theorem.",
+        "returns the loss's own minimum over the grid: flatness matters for the failure of PTQ, not "
+        "for the recovery theorem.",
         "ours",
         TEST + "test_bowl",
         hinge_fails_share=out_of,
         bowl_inside_share=kept,
     )
+
+
+def _quadratic(centre: Tensor, hessian: Tensor) -> Callable[[Point], Tensor]:
+    return lambda point: (point["w"] - centre) @ hessian @ (point["w"] - centre) / 2
 
 
 def check_distance(instances: int = 800, seed: int = 0) -> Check:
@@ -186,7 +186,7 @@ def check_distance(instances: int = 800, seed: int = 0) -> Check:
         a = normal(gen, 24, 48)
         h = a @ a.T / 48
         grid = Grid(Layout((24,), 24, 0), torch.arange(-4.0, 4.0), torch.full((1, 1), 0.5), None, "unit")
-        objective = Objective.of(lambda p, w=w, h=h: ((p["w"] - w) @ h @ (p["w"] - w)) / 2, {"w": w})
+        objective = Objective.of(_quadratic(w, h), {"w": w})
         points = [quantize(objective, "w3", m, grids={"w": grid}) for m in ("gptq", "nearest")]
         book = Codebook.of(grid)
         codes = points[0].codes["w"].long()
@@ -196,16 +196,14 @@ def check_distance(instances: int = 800, seed: int = 0) -> Check:
         out.count(1, int(far < base - 1e-12 or abs(far - base - cost) > 1e-9 * far))
     return out.check(
         "distance identity (2.2, T11)",
-        "‖q - w‖² = ‖RTN - w‖² + 2 Σ gap·|w - mid| over all thresholds between q and RTN; so no point of "
-        "a fixed grid is nearer than "
-        "rounding.",
+        "‖q - w‖² = ‖RTN - w‖² + 2 Σ gap·|w - mid| over all thresholds between q and RTN; so no point "
+        "of a fixed grid is nearer than rounding.",
         "ours",
         TEST + "test_distance",
         largest_relative_error=worst,
         least_flip_cost=least,
         note="The one-level statement of the theory holds for any number of levels and for clipped "
-        "weights. Ratio: squared distance "
-        "over that of rounding.",
+        "weights. Ratio: squared distance over that of rounding.",
     )
 
 
@@ -238,8 +236,8 @@ def check_no_lattice(instances: int = 1000, seed: int = 0) -> Check:
         out.add(course.entry.double(), bound, ~course.entered)
     return out.check(
         "no lattice in Theorem 1 (2.8)",
-        "Theorem 1 holds for any q_k with ‖q_k - w_k‖ ≤ ρ, the worst displacement and random ones included: it is "
-        "not about quantization.",
+        "Theorem 1 holds for any q_k with ‖q_k - w_k‖ ≤ ρ, the worst displacement and random ones "
+        "included: it is not about quantization.",
         "ours",
         TEST + "test_no_lattice",
     )

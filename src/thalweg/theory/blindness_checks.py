@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from scipy.stats import chi2
@@ -74,9 +75,8 @@ def check_p1(instances: int = 3000, seed: int = 0) -> Check:
         failing += int(fails.sum())
     return out.check(
         "theorem P1",
-        "τ_out < τ_in puts every proxy minimiser outside, with f(q*) - f(q_in) ≥ ψ(q*) - ε - [φ(q_in) - "
-        "φ(q*)], and still does "
-        "for damping below (τ_in²-τ_out²)/(D_out²-d_in²)_+.",
+        "τ_out < τ_in puts every proxy minimiser outside, with f(q*) - f(q_in) ≥ ψ(q*) - ε - [φ(q_in) "
+        "- φ(q*)], and still does for damping below (τ_in²-τ_out²)/(D_out²-d_in²)_+.",
         "ours",
         TEST + "test_p1",
         note="The ε is needed: an inside point may cost up to ε, so that the gap without it holds for "
@@ -87,7 +87,8 @@ def check_p1(instances: int = 3000, seed: int = 0) -> Check:
 def check_p2(instances: int = 600, seed: int = 0) -> Check:
     """T7: the blind corner's normal error is twice that of rounding at m = 1, and has the law of a random
     corner."""
-    gen, out, figures = torch.Generator().manual_seed(seed), Evidence(), {}
+    gen, out = torch.Generator().manual_seed(seed), Evidence()
+    figures: dict[str, Any] = {}
     size = 14
     for m in (1, 2, 7):
         basis = random_bases(gen, instances, size, size)
@@ -112,20 +113,19 @@ def check_p2(instances: int = 600, seed: int = 0) -> Check:
     return out.check(
         "blind corner (P2, T7)",
         "With one river direction the corner with least tangential error has a normal error of 2.00 ± "
-        "0.15 times that of rounding, "
-        "distributed as that of a random corner.",
+        "0.15 times that of rounding, distributed as that of a random corner.",
         "ours",
         TEST + "test_p2",
         **figures,
         note="Asymptotic in m/D. For m a sizeable share of D it is worse (ratio_m7, D = 14): a small "
-        "tangential error leaves "
-        "more of a corner's length to the normal.",
+        "tangential error leaves more of a corner's length to the normal.",
     )
 
 
 def check_p3(instances: int = 600, seed: int = 0) -> Check:
     """P3: every affine river has a corner within √n/2, and within the coherence bound, by basic solutions."""
-    gen, out, figures = torch.Generator().manual_seed(seed), Evidence(), {}
+    gen, out = torch.Generator().manual_seed(seed), Evidence()
+    figures: dict[str, Any] = {}
     cells = ((16, 3), (32, 8), (64, 4), (128, 8), (256, 16))
     for size, codim in cells:
         count = math.ceil(instances / len(cells))
@@ -150,8 +150,8 @@ def check_p3(instances: int = 600, seed: int = 0) -> Check:
     return out.check(
         "good points nearby (P3)",
         "The basic solution of {P_N x = P_N w} in the cell has at most n fractional weights; rounding "
-        "them costs at most √n/2, and "
-        "by conditional expectations at most (Σ f(1-f)‖P_N e_i‖²)^½ ≤ (n/2)√(κ/D).",
+        "them costs at most √n/2, and by conditional expectations at most (Σ f(1-f)‖P_N e_i‖²)^½ ≤ "
+        "(n/2)√(κ/D).",
         "ours",
         TEST + "test_p3",
         **figures,
@@ -161,7 +161,8 @@ def check_p3(instances: int = 600, seed: int = 0) -> Check:
 
 def check_rounding_scaling(instances: int = 480, seed: int = 0) -> Check:
     """T6, the rounding rules: √(n/12) and √(n(n+1)/(24D)) in rms within 10 %, n/√(12D) within 40 % above."""
-    gen, out, figures = torch.Generator().manual_seed(seed), Evidence(), {}
+    gen, out = torch.Generator().manual_seed(seed), Evidence()
+    figures: dict[str, Any] = {}
     cells = ((64, 4), (64, 16), (256, 4), (256, 16), (256, 32))
     for size, codim in cells:
         count = max(4, math.ceil(instances / len(cells)))
@@ -188,23 +189,22 @@ def check_rounding_scaling(instances: int = 480, seed: int = 0) -> Check:
         out.count(count, count if wrong else 0)
     return out.check(
         "rounding against dimension (T6)",
-        "Normal errors in rms grid steps: rounding √(n/12), basic rounding 1 to 1.4 times n/√(12D), GPTQ "
-        "with the walls' own "
-        "Hessian P_N in natural order √(n(n+1)/(24D)).",
+        "Normal errors in rms grid steps: rounding √(n/12), basic rounding 1 to 1.4 times n/√(12D), "
+        "GPTQ with the walls' own Hessian P_N in natural order √(n(n+1)/(24D)).",
         "ours",
         TEST + "test_rounding_scaling",
         **figures,
         note="Figures are measured over predicted. Basic rounding exceeds n/√(12D): the weights that stay "
-        "fractional have "
-        "larger ‖P_N e_i‖ and phases nearer to one half. With P_N some weights wander beyond 126 steps: "
-        "those instances are left "
-        "out (clipped). Descending order of the diagonal beats the natural one.",
+        "fractional have larger ‖P_N e_i‖ and phases nearer to one half. With P_N some weights wander "
+        "beyond 126 steps: those instances are left out (clipped). Descending order of the diagonal "
+        "beats the natural one.",
     )
 
 
 def check_p4(instances: int = 96, seed: int = 0) -> Check:
     """P4: GPTQ with the Hessian of the rounded point enters the basin that rounding and blind GPTQ leave."""
-    gen, out, figures = torch.Generator().manual_seed(seed), Evidence(), {}
+    gen, out = torch.Generator().manual_seed(seed), Evidence()
+    figures: dict[str, Any] = {}
     size = 256
     for codim in (4, 16, 64):
         count = math.ceil(instances / 3)
@@ -230,15 +230,15 @@ def check_p4(instances: int = 96, seed: int = 0) -> Check:
         out.count(int(left.sum()), int(left.sum()) if wrong else 0)
     return out.check(
         "wall-aware proxy (P4)",
-        "Where rounding leaves a hinge basin of R = ½√(n/12) with walls 100 times as stiff as the river, "
-        "GPTQ with the "
-        "checkpoint's Hessian stays outside, and GPTQ with the Hessian taken at the rounded point enters.",
+        "Where rounding leaves a hinge basin of R = ½√(n/12) with walls 100 times as stiff as the "
+        "river, GPTQ with the checkpoint's Hessian stays outside, and GPTQ with the Hessian taken at "
+        "the rounded point enters.",
         "ours",
         TEST + "test_p4",
         **figures,
         note="Shares are of the instances that rounding puts outside; D = 256. It takes stiff walls: with "
-        "μ equal to the river's "
-        "curvature (displaced_soft) the displaced Hessian is nearly the identity and GPTQ is rounding.",
+        "μ equal to the river's curvature (displaced_soft) the displaced Hessian is nearly the "
+        "identity and GPTQ is rounding.",
     )
 
 
@@ -262,9 +262,8 @@ def check_p4_library(instances: int = 20, seed: int = 0) -> Check:
     out.count(left, 0 if inside >= 0.9 * left and blind_inside <= 0.1 * left else left)
     return out.check(
         "displaced Hessian on the library's landscape",
-        "GPTQ with the Hessian at the rounded point enters the basin of `affine` in at least nine of ten "
-        "cases where rounding left "
-        "it; with the checkpoint's Hessian in at most one.",
+        "GPTQ with the Hessian at the rounded point enters the basin of `affine` in at least nine of "
+        "ten cases where rounding left it; with the checkpoint's Hessian in at most one.",
         "ours",
         TEST + "test_p4_library",
         displaced_inside=inside,

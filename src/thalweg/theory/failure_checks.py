@@ -79,14 +79,14 @@ def check_claim_d2(instances: int = 20000, seed: int = 0) -> Check:
     out.count(0, int((~spared).sum()))
     return out.check(
         "claim D.2 (T1)",
-        "For u in (α/2, α), R < δ and grid scales in an explicit interval around 1, every minimiser of "
-        "the exact "
-        "second-order proxy has |z| ≥ (R+δ)/2 although (ρ, 0) lies in the basin, with the stated loss gap.",
+        "For u in (α/2, α), R < δ and grid scales in an explicit interval around 1, every minimiser "
+        "of the exact second-order proxy has |z| ≥ (R+δ)/2 although (ρ, 0) lies in the basin, with "
+        "the stated loss gap.",
         "paper",
         TEST + "test_claim_d2",
         note="Holds on θ in (arctan ½, π/4), wider than the paper's [π/6, π/4), with an explicit interval "
-        "of scales (ours). "
-        "Control: with u < α/2 and 2 bits the proxy takes (1, 0) in all of 1000 instances.",
+        "of scales (ours). Control: with u < α/2 and 2 bits the proxy takes (1, 0) in all of 1000 "
+        "instances.",
         control_share_good=spared.double().mean(),
     )
 
@@ -115,8 +115,7 @@ def check_library_d2(instances: int = 24, seed: int = 0) -> Check:
     return out.check(
         "claim D.2 on the library's landscape",
         "The Hessian of `straight` at the checkpoint, minimised over the 3-bit grid, picks a point "
-        "outside the basin with a "
-        "higher loss than (1, 0).",
+        "outside the basin with a higher loss than (1, 0).",
         "paper",
         TEST + "test_library_d2",
         gptq_damping_020_inside=escapes / instances,
@@ -145,8 +144,7 @@ def check_damping(instances: int = 20000, seed: int = 0) -> Check:
     shares = damping_shares(gen, max(200, instances // 10))
     return out.check(
         "damping (5.1) (T2)",
-        "S_λ(0,1) < S_λ(1,0) exactly if λ/(1+λ) < α(2u-α)/(δ(δ-2ζ)); at the river the threshold is below "
-        "0.0774.",
+        "S_λ(0,1) < S_λ(1,0) exactly if λ/(1+λ) < α(2u-α)/(δ(δ-2ζ)); at the river the threshold is below 0.0774.",
         "ours",
         TEST + "test_damping",
         largest_threshold_at_river=top.max(),
@@ -190,8 +188,7 @@ def check_rounding_region(instances: int = 20000, seed: int = 0) -> Check:
     return out.check(
         "rounding region",
         "Plain rounding takes (0, 1) exactly if max{(½-uc)/s, (½+us)/c} < ζ < min{(3/2-uc)/s, "
-        "(3/2+us)/c}; it is the "
-        "proxy's limit λ → ∞.",
+        "(3/2+us)/c}; it is the proxy's limit λ → ∞.",
         "ours",
         TEST + "test_rounding_region",
         share_bad=bad.double().mean(),
@@ -215,9 +212,8 @@ def check_runaway(instances: int = 2000, seed: int = 0) -> Check:
     out.count(instances, 0 if grows and stays else instances)
     return out.check(
         "runaway with bits",
-        "The undamped exact proxy moves further from the river as bits are added (median |z| grows from 3 "
-        "bits on); with damping 0.1 it "
-        "stays within 1.5 steps.",
+        "The undamped exact proxy moves further from the river as bits are added (median |z| grows "
+        "from 3 bits on); with damping 0.1 it stays within 1.5 steps.",
         "ours",
         TEST + "test_runaway",
         **figures,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,8 +31,9 @@ def check_factorisation(instances: int = 96, seed: int = 0) -> Check:
     quantile = lambda x, p: float(x.quantile(p))
     return out.check(
         "matrix factorisation is tangential (2.3, T10)",
-        "After rounding, and at every step of straight-through training, Z = 0 exactly: both deployed points "
-        "lie on the river, and their loss gap (f(QAT) < f(PTQ) in about 94 % of seeds) is tangential.",
+        "After rounding, and at every step of straight-through training, Z = 0 exactly: both deployed "
+        "points lie on the river, and their loss gap (f(QAT) < f(PTQ) in about 94 % of seeds) is "
+        "tangential.",
         "ours",
         TEST + "test_factorisation",
         float_loss=seen.float_loss.max(),
@@ -48,8 +50,8 @@ def check_factorisation(instances: int = 96, seed: int = 0) -> Check:
         worst_rounding=seen.worst,
         allowed_eps_3=allowed_rounding(3.0),
         allowed_eps_01=allowed_rounding(0.1),
-        note="The ranges that a few seeds suggest (f(PTQ) in [0.2, 1], QAT always better) do not hold "
-        "over hundreds. allowed_*: largest ρ that the theorem's width condition admits with the paper's "
+        note="The ranges that a few seeds suggest (f(PTQ) in [0.2, 1], QAT always better) do not hold over "
+        "hundreds. allowed_*: largest ρ that the theorem's width condition admits with the paper's "
         "constants, against worst_rounding.",
     )
 
@@ -82,13 +84,12 @@ def check_fixed_metric(instances: int = 200, seed: int = 0) -> Check:
         "parabola": torch.stack([one, 0.5 * t], 1),
         "helix": torch.stack([-t.sin(), t.cos(), one], 1),
     }
-    figures = {f"metrics_of_{name}": compatible_metrics(tangents) for name, tangents in named.items()}
+    figures: dict[str, Any] = {f"metrics_of_{name}": compatible_metrics(tangents) for name, tangents in named.items()}
     out.count(len(named), sum(v != 1 for v in figures.values()))
     return out.check(
         "a fixed metric forbids curvature (2.4)",
-        "H N(π) ⊆ N(π) along a curve whose tangents span s of d dimensions leaves 1 + (d-s)(d-s+1)/2 free "
-        "parameters of H: only "
-        "multiples of I for a curve that spans the space.",
+        "H N(π) ⊆ N(π) along a curve whose tangents span s of d dimensions leaves 1 + (d-s)(d-s+1)/2 "
+        "free parameters of H: only multiples of I for a curve that spans the space.",
         "ours",
         TEST + "test_fixed_metric",
         **figures,
@@ -96,8 +97,7 @@ def check_fixed_metric(instances: int = 200, seed: int = 0) -> Check:
 
 
 def check_lipschitz(instances: int = 6000, seed: int = 0) -> Check:
-    """2.5: ``Lip(I - P_M) = 1`` for all pairs of points within half the reach of the river, not only near
-    ones."""
+    """2.5: ``Lip(I - P_M) = 1`` for all pairs within half the reach of the river, not only near ones."""
     gen, out = torch.Generator().manual_seed(seed), Evidence()
     beyond = 0.0
     rivers = (arc(2.0), parabola(0.8), helix(1.0, 1.0), arc(0.7, radius=0.3))
@@ -122,14 +122,14 @@ def check_lipschitz(instances: int = 6000, seed: int = 0) -> Check:
                 beyond = max(beyond, float(ratio.max()))
     return out.check(
         "Lip(I - P) = 1 within half the reach (2.5)",
-        "‖n(w) - n(w')‖ ≤ ‖w - w'‖ for all w, w' within half the reach of the river: (1+L_P) in Theorem 1 "
-        "can be replaced by 1.",
+        "‖n(w) - n(w')‖ ≤ ‖w - w'‖ for all w, w' within half the reach of the river: (1+L_P) in "
+        "Theorem 1 can be replaced by 1.",
         "ours",
         TEST + "test_lipschitz",
         largest_ratio_at_095_reach=round(beyond, 3),
         note="Proved for every pair by Federer's inequality (docs/theory/audit.md), without assuming that "
-        "the segment between them "
-        "stays in the tube. Beyond half the reach it fails, as the figure shows.",
+        "the segment between them stays in the tube. Beyond half the reach it fails, as the figure "
+        "shows.",
     )
 
 

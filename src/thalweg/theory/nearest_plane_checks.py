@@ -76,8 +76,7 @@ def check_babai(instances: int = 3000, seed: int = 0) -> Check:
     return out.check(
         "GPTQ is Babai (T3)",
         "The library's GPTQ returns Babai's nearest plane, last basis vector first, clipped or not; "
-        "unclipped its error is at "
-        "most a quarter of the sum of the pivots.",
+        "unclipped its error is at most a quarter of the sum of the pivots.",
         "literature",
         TEST + "test_babai",
         note="Chen et al., arXiv:2507.18553. Ratio: ¼Σ pivots over the error.",
