@@ -100,13 +100,14 @@ def render(checks: Sequence[Check], diagrams: Sequence[Diagram | Times], about: 
     broken = [c.name for c in checks if c.violations]
     instances = f"{sum(c.instances for c in checks):,}".replace(",", " ")
     worst = min((d.agreement for d in diagrams), default=1.0)
+    share = "all judged cells" if worst == 1 else f"at least {100 * worst:.1f} % of the judged cells"
     summary = (
         f"{len(checks)} statements about rounding, straight-through training and the basins between them "
         f"were run on "
         f"{instances} instances. "
         + ("None was contradicted." if not broken else f"Contradicted: {', '.join(broken)}.")
         + (
-            f" In the phase diagrams at least {100 * worst:.1f} % of the cells do what the formulas say."
+            f" In the phase diagrams {share} do what the formulas say."
             if diagrams
             else ""
         )
