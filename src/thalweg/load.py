@@ -44,27 +44,35 @@ def load_task(spec: str, *, seed: int = 0, text: str | None = None, progress: Pr
 
 
 def _custom(module: str, function: str, spec: str) -> Task:
+    if not all(module.split(".")):
+        raise ThalwegError(f"{spec!r} names no module. Write it as package.module:function.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), function)
+        room = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name not in (module, module.split(".")[0]):
+        if not f"{module}.".startswith(f"{error.name}."):
             raise ThalwegError(
                 f"Importing {module} failed: there is no module {error.name}. Install it first."
             ) from None
         raise ThalwegError(
             f"There is no module {module!r} in {os.getcwd()} or on the Python path. Check the spelling of {spec!r}."
         ) from None
-    except AttributeError:
-        names = [n for n, v in inspect.getmembers(sys.modules.get(module)) if callable(v) and not n.startswith("_")]
-        raise unknown(f"function in {module}", function, names) from None
+    except Exception as error:  # whatever the file does when it is imported
+        raise ThalwegError(
+            f"Importing {module} failed ({type(error).__name__}: {error}). Correct it, or name another module."
+        ) from error
+    found = getattr(room, function, None)
+    if not callable(found):
+        names = [n for n, v in inspect.getmembers(room) if callable(v) and not n.startswith("_")]
+        raise unknown(f"function in {module}", function, names)
     try:
-        task = found()
-    except TypeError as error:
+        inspect.signature(found).bind()
+    except (TypeError, ValueError) as error:
         raise ThalwegError(
             f"{spec} cannot be called without arguments ({error}). Wrap it in a function of none."
         ) from None
+    task = found()
     if not isinstance(task, Task):
         raise ThalwegError(
             f"{spec} returned {type(task).__name__}, not a thalweg.Task. Return Task(name=..., model=...)."

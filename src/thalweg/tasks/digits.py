@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -87,12 +88,15 @@ def digits(size: str = "cnn", *, seed: int = 0, progress: Progress = silent) -> 
 
 def _data() -> tuple[Tensor, Tensor]:
     """Images ``[1797, 1, 8, 8]`` in 0..1, labels."""
+    state = random.getstate()  # importing scikit-learn draws from the caller's
     try:
         from sklearn.datasets import load_digits
     except ImportError:
         raise ThalwegError(
             "scikit-learn, which brings the digits, is missing. Run `pip install thalweg[vision]`."
         ) from None
+    finally:
+        random.setstate(state)
     x, y = load_digits(return_X_y=True)
     return torch.tensor(x, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(y, dtype=torch.long)
 

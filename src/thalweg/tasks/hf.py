@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from ..errors import ThalwegError
 from ..space import generator
@@ -24,7 +25,7 @@ def hf(path: str, *, text: str | None = None, seed: int = 0, progress: Progress 
     overlap and without special tokens. The output head stays float. Weights are read in float32, safetensors only.
 
     Raises:
-        ThalwegError: no model there, no tokenizer, too little text, hub out of reach, transformers missing.
+        ThalwegError: no model there or a part of it, no tokenizer, too little text, hub out of reach, no transformers.
 
     Cost: reading the model and tokenizing the text.
     """
@@ -37,14 +38,20 @@ def hf(path: str, *, text: str | None = None, seed: int = 0, progress: Progress 
         raise ThalwegError(f"The folder {path} has no config.json. Pass the folder of a Hugging Face model.")
     progress(f"loading {path}", 0, 1)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, local_files_only=local, dtype=torch.float32, use_safetensors=True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, local_files_only=local, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ThalwegError(
             f"No causal language model could be loaded from {path!r} ({_first(error)}). "
             "Pass a folder with config.json and safetensors weights, or a hub id that is within reach."
         ) from None
+    model, found = loaded
+    if absent := sorted(found["missing_keys"]):
+        raise ThalwegError(
+            f"The weights of {path!r} lack {len(absent)} of the model's tensors, the first {absent[0]}. "
+            "Pass the folder of a whole model; what is missing would be random."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
