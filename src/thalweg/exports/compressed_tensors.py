@@ -28,7 +28,8 @@ def compressed_tensors(
     Cost: two forwards on ``sample``.
 
     Raises:
-        ThalwegError: zero points in a mix of schemes, a model that is not of transformers, a level table, a padded group, a layer that is
+        ThalwegError: zero points in a mix of schemes, a model that is not of transformers, a level table, a
+            padded group, a layer that is
             not Linear, or a missing compressed-tensors package.
     """
     try:

@@ -170,12 +170,12 @@ def density(columns: int = 40, size: int = 64, phases: int = 8, steps: int = 300
         entered = rounded.clone()
         if bool(out.any()):
             few = simulate(
-                lambda q, c=centre[out], nu=nu, r=r[out]: _wall(q, c, nu, r),
+                lambda q, c=centre[out], nu=nu, r=r[out]: _wall(q, c, nu, r),  # type: ignore[misc]
                 start[out],
                 lattice(1.0),
                 rate[out],
                 steps,
-                inside=lambda q, c=centre[out], nu=nu, r=r[out]: ((q - c) @ nu).abs() <= r,
+                inside=lambda q, c=centre[out], nu=nu, r=r[out]: ((q - c) @ nu).abs() <= r,  # type: ignore[misc]
             )
             entered[out] = few.entered
         keeps, recovers = (

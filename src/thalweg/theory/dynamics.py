@@ -128,7 +128,7 @@ def simulate_one(
     rule: str = "ste",
     inside: Callable[[Tensor], bool] | None = None,
     beta: float = 0.9,
-    noise: Sequence[Tensor] | None = None,
+    noise: Sequence[Tensor] | Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int, bool]:
     """The reference: one instance, ``start [D]``. Returns (w, q, first step inside, whether it entered)."""
     w, velocity = start.clone(), torch.zeros_like(start)
@@ -184,13 +184,13 @@ def check_vectorised(instances: int = 1000, seed: int = 0) -> Check:
         tick = time.perf_counter()
         for i in range(sample):
             _, _, entry, entered = simulate_one(
-                lambda x, i=i: (1 + stiff[i]) * height(x, i) * nu[i],
+                lambda x, i=i: (1 + stiff[i]) * height(x, i) * nu[i],  # type: ignore[misc]
                 start[i],
                 rounding,
                 rate,
                 steps,
                 rule=rule,
-                inside=lambda q, i=i: bool(height(q, i).abs() <= radius),
+                inside=lambda q, i=i: bool(height(q, i).abs() <= radius),  # type: ignore[misc]
                 noise=noise[:, i],
             )
             same = entry == int(many.entry[i]) and entered == bool(many.entered[i])

@@ -65,10 +65,10 @@ def check_theorem1(instances: int = 2000, seed: int = 0) -> Check:
         ours = margin_radial(k["slope"], 1.0, k["rho"], k["top"])
         sharper.append(limit / theorem_b(rate, 1.0, k["rho"], ours, k["G"], depth, k["top"]).steps[use])
     count = instances * 40 // 4
-    river, gap, rounding, k = _paper_circle(gen, count)
+    circle, gap, rounding, k = _paper_circle(gen, count)
     z0 = uniform(gen, (count,), 0.97, 1.0) * torch.where(torch.rand(count, generator=gen) < 0.5, -1.0, 1.0)
     turn = uniform(gen, (count,), 0, 2 * math.pi)
-    start = torch.stack([turn.cos(), turn.sin()], 1) * (river.size + z0).unsqueeze(1)
+    start = torch.stack([turn.cos(), turn.sin()], 1) * (circle.size + z0).unsqueeze(1)
     margin = k["slope"] - (1 + k["P"]) * k["rho"] * k["G"]
     rate = torch.minimum(margin / ((1 + k["P"]) * k["G"].square()), k["rho"] / k["G"]) * uniform(
         gen, (count,), 0.4, 1.0
@@ -77,7 +77,7 @@ def check_theorem1(instances: int = 2000, seed: int = 0) -> Check:
     use = first_few(
         bound.valid & ~river.inside(rounding(start)) & (bound.steps < LONGEST), math.ceil(instances / 4)
     )
-    out.add(*first_entries(river, start, rounding, gap, rate, bound.steps, use))
+    out.add(*first_entries(circle, start, rounding, gap, rate, bound.steps, use))
     ratio = torch.cat(sharper)
     return out.check(
         "Theorem 1",
