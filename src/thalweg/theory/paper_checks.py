@@ -75,7 +75,7 @@ def check_theorem1(instances: int = 2000, seed: int = 0) -> Check:
     )
     bound = theorem1(rate, 1.0, k["rho"], k["slope"], k["G"], z0.abs(), 1.0, 1.0, k["P"], k["tube"])
     use = first_few(
-        bound.valid & ~river.inside(rounding(start)) & (bound.steps < LONGEST), math.ceil(instances / 4)
+        bound.valid & ~circle.inside(rounding(start)) & (bound.steps < LONGEST), math.ceil(instances / 4)
     )
     out.add(*first_entries(circle, start, rounding, gap, rate, bound.steps, use))
     ratio = torch.cat(sharper)
