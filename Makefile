@@ -7,6 +7,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 ARGS   ?=
+# Spinning OpenMP threads make two busy processes on few cores five times slower (docs/log.md).
+export GOMP_SPINCOUNT ?= 3000
 
 .PHONY: survey demo theory test check bench clean install help
 

@@ -27,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 errors = Console(stderr=True)
 
 Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
@@ -114,7 +114,7 @@ def survey(
         result = run(tasks, out, plan, device=device, fresh=fresh, progress=progress)
         progress("report", 0, 1)
         page = write_report(result, out)
-    _emit(as_json, result, None if as_json else terminal(result))
+    _emit(as_json, result, None if as_json else terminal(result, console.width))
     if not as_json:
         console.print(f"{result['seconds']:.0f} s. Report: [bold]{page}[/bold]", highlight=False)
     verdicts = [m["diagnosis"]["verdict"] for t in result["tasks"] for r in t["rows"] for m in r["methods"].values()]
@@ -476,6 +476,8 @@ def _writable(folder: Path) -> None:
 
 def main() -> None:
     """Entry point: errors of the user in one line, exit code 2; Ctrl-C leaves a resumable run."""
+    # Spinning OpenMP threads make two busy processes on few cores five times slower (docs/log.md).
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:

@@ -26,6 +26,8 @@ def load_task(spec: str, *, seed: int = 0, text: str | None = None, progress: Pr
     Cost: that of the task; built-in tasks train once and are cached.
     """
     name, _, rest = spec.partition(":")
+    if text is not None and name in catalog.names("tasks") and name != "hf":
+        raise ThalwegError(f"The task {spec!r} brings its own data; --text is for model folders. Leave it out.")
     if name in catalog.names("tasks") and name != "hf":
         options = {"seed": seed, "progress": progress}
         return catalog.get("tasks", name)(rest, **options) if rest else catalog.get("tasks", name)(**options)

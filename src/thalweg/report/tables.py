@@ -114,19 +114,22 @@ def _metric(metric: str, test: dict[str, Any]) -> Cell:
     return Cell(metric_text(metric, test.get(metric)), test.get(metric))
 
 
-def terminal(survey: dict[str, Any]) -> RenderableType:
-    """The survey for a terminal of 100 columns: headline, a table per task, a sentence per row."""
+def terminal(survey: dict[str, Any], width: int = 100) -> RenderableType:
+    """The survey for a terminal: headline, a table per task, a sentence per row. Below 100 columns the tables
+    leave out bits, radius and one of loss and metric."""
     parts: list[RenderableType] = [Text(headline(check(survey)), style="bold"), Text("")]
     for task in survey["tasks"]:
-        parts += [_table(task), Text("")]
+        parts += [_table(task, width), Text("")]
         parts += [Padding(Text(f"• {row_sentence(task, row)}"), (0, 0, 0, 1)) for row in by_bits(task)]
         parts.append(Text(""))
     return Group(*parts)
 
 
-def _table(task: dict[str, Any]) -> Table:
+def _table(task: dict[str, Any], width: int = 100) -> Table:
     metric = task.get("metric", "")
     shown = [c for c, _ in COLUMNS if c != "rise" and (c != "metric" or metric in ("accuracy", "perplexity"))]
+    if width < 100:
+        shown = [c for c in shown if c not in ("bits", "radius", "loss" if "metric" in shown else "")]
     shown_losses = f"test loss and {metric}" if "metric" in shown else "test loss"
     table = Table(
         title=f"{title(task)} ({shown_losses}; distances in rms steps)", title_justify="left",

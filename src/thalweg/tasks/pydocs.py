@@ -50,7 +50,9 @@ def pydocs(size: str = "small", *, seed: int = 0, progress: Progress = silent) -
     judged = rows(test, CONTEXT, 96)
     key = {
         "task": f"pydocs:{size}", "version": VERSION, "seed": seed, "recipe": recipe, "context": CONTEXT,
-        "torch": torch.__version__, "data": hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16],
+        "torch": torch.__version__,
+        "transformers": _version(),
+        "data": hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16],
     }  # fmt: skip
 
     def sample(gen: torch.Generator, count: int) -> Tensor:
@@ -108,6 +110,13 @@ def _tokenizer(texts: list[str], vocabulary: int) -> Any:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
+
+
+def _version() -> str:
+    """Version of transformers, whose modelling code the weights depend on."""
+    from importlib.metadata import version
+
+    return version("transformers")
 
 
 def _wrapped(tokenizer: Any) -> Any:
