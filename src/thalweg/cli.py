@@ -27,6 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+INTERRUPTED = 130
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 errors = Console(stderr=True)
 
@@ -481,23 +482,23 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except ThalwegError as error:
         errors.print(f"[bold red]Error:[/bold red] {_escape(str(error))}", highlight=False)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("Interrupted. Run the same command again to go on from here.", style="yellow")
-        sys.exit(130)
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except typer.Abort:
-        sys.exit(130)
+        code = done.exit_code
     except Exception as error:
-        show = getattr(error, "show", None)
+        show = getattr(error, "show", None)  # a usage error of the parser
         if show is None:
             raise
         show()
-        sys.exit(getattr(error, "exit_code", 2))
+        code = getattr(error, "exit_code", 2)
+    if code == INTERRUPTED:
+        errors.print("Interrupted. Run the same command again to go on from here.", style="yellow")
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _escape(text: str) -> str:
