@@ -55,7 +55,7 @@ def test_headline_names_the_edge_and_the_way_back():
     assert "w2 breaks it (loss 0.10 → 3.10, accuracy 99.0 → 11.0 %)" in first
     assert "60 steps" in first and "likewise w3" in first
     assert "at w2, recomputing the BatchNorm statistics alone would repair it" in first
-    assert "did not bring back any of w3 and w2 within 60 steps" in second and "bring it back on" not in second
+    assert "did not bring any of w3 and w2 back within 60 steps" in second and "bring it back on" not in second
 
 
 def test_differences_within_two_standard_errors_are_not_clear():

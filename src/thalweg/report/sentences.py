@@ -82,7 +82,7 @@ def _remedies(task: dict[str, Any], lost: list[dict[str, Any]], worst: dict[str,
     if not back:
         steps = max(r["recovered"].get("steps") or 0 for r in tried)
         names = "it" if tried == [worst] else f"{'' if len(tried) == 1 else 'any of '}{listing(names_of(tried))}"
-        return f"and {LONG} did not bring back {names} within {plural(steps, 'step')}"
+        return f"and {LONG} did not bring {names} back within {plural(steps, 'step')}"
     shown = worst if worst in back else back[0]
     end = recovered(shown)
     assert end is not None
