@@ -5,7 +5,6 @@ from __future__ import annotations
 ENTRIES = {
     "thalweg": """@software{thalweg,
   title = {Thalweg: measuring the low-loss basin of quantized networks},
-  url = {https://github.com/thalweg/thalweg},
   year = {2026}
 }""",
     "theory": """@article{li2026understanding,
