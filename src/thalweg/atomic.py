@@ -65,3 +65,8 @@ def read_json(path: str | Path) -> Any:
         raise ThalwegError(f"Cannot read {path}: {error.strerror or error}. Check the path.") from None
     except ValueError as error:
         raise ThalwegError(f"{path} is not valid JSON ({error}). Write it again or delete it.") from None
+
+
+def safe_name(text: str) -> str:
+    """A word as part of a file name: at most its last 80 characters, anything unusual an underscore."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text).strip("._")[-80:]

@@ -138,6 +138,7 @@ def quantize(
     """Post-training quantization: write a point (codes, grids, float reference, provenance)."""
     from . import catalog
     from . import scheme as schemes
+    from .files import safe_name
     from .objective import choose_device
     from .point import quantize as run
     from .survey import objective_of
@@ -146,7 +147,7 @@ def quantize(
     catalog.get("methods", method)
     catalog.get("quantizers", fit)
     schemes.Scheme.parse(scheme)
-    path = out or Path("runs/points") / f"{_safe(model)}-{_safe(scheme)}-{method}.safetensors"
+    path = out or Path("runs/points") / f"{safe_name(model)}-{safe_name(scheme)}-{method}.safetensors"
     _writable(path.parent)
     with _bar(as_json) as progress:
         task = _load(model, seed, text, progress)
@@ -456,10 +457,6 @@ def _words(text: str) -> list[str]:
     if not out:
         raise ThalwegError("The list is empty. Name at least one, such as w4.")
     return out
-
-
-def _safe(text: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in text).strip("._")[-60:]
 
 
 def _writable(folder: Path) -> None:

@@ -15,7 +15,7 @@ from .basin import Radius, Segment
 from .calibration import Visit
 from .objective import Objective
 from .point import QuantizedPoint
-from .river import Normal, Pull, Split
+from .river import Pull, Split
 from .task import Progress, silent
 from .verdict import judge
 
@@ -252,7 +252,8 @@ def diagnose(
     seen = seen_rounded = math.nan
     if deep and math.isfinite(loss):
         progress("walls", 3, 6)
-        normal, operator = _normal(objective, point, t)
+        operator = curvature.products(objective, point.weights)
+        normal = river.normal_space(objective, point.weights, point.step, count=t.pairs, seed=t.seed, product=operator)
         values = normal.values
         displacement = space.sub(point.weights, point.reference)
         parts = river.split(displacement, point.step, normal.basis)
@@ -301,12 +302,6 @@ def _ratio(a: float, b: float) -> float:
     if math.isinf(a):
         return math.nan if math.isinf(b) else math.inf
     return a / b if b > 0 else math.inf
-
-
-def _normal(objective: Objective, point: QuantizedPoint, t: Thresholds) -> tuple[Normal, curvature.Product]:
-    product = curvature.products(objective, point.weights)
-    pairs = curvature.top_pairs(curvature.in_steps(product, point.step), point.weights, t.pairs, seed=t.seed)
-    return Normal(pairs.vectors, pairs.values, pairs.residuals, pairs.iterations, t.seed), product
 
 
 def _layers(objective: Objective, point: QuantizedPoint, base: float, alone: bool) -> tuple[LayerRow, ...]:

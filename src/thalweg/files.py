@@ -12,10 +12,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from .atomic import plain, read_json, write_bytes, write_json, write_text
+from .atomic import plain, read_json, safe_name, write_bytes, write_json, write_text
 from .errors import ThalwegError
 
-__all__ = ["plain", "read_json", "read_tensors", "write_bytes", "write_json", "write_tensors", "write_text"]
+__all__ = [
+    "plain",
+    "read_json",
+    "read_tensors",
+    "safe_name",
+    "write_bytes",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> Path:

@@ -198,12 +198,14 @@ class Objective:
     @torch.no_grad()
     def losses(self, weights: Mapping[str, Tensor], batches: Sequence[Any] | None = None) -> Tensor:
         """Per-sample losses at a point, float64, in the order of the data. Cost: one forward."""
-        self.cost["forwards"] += 1
         extra = self.reestimated(weights) if self.batchnorm == "reestimate" else None
-        out = []
-        for batch in self.batches if batches is None else _frozen(batches, self.device):
-            out.append(self.sample_losses(self.forward(weights, batch, extra), batch).double())
-        return torch.cat(out)
+        return self._pass(weights, self.batches if batches is None else _frozen(batches, self.device), extra)
+
+    def _pass(
+        self, weights: Mapping[str, Tensor], batches: Sequence[Any], extra: Mapping[str, Tensor] | None
+    ) -> Tensor:
+        self.cost["forwards"] += 1
+        return torch.cat([self.sample_losses(self.forward(weights, b, extra), b).double() for b in batches])
 
     def loss(self, weights: Mapping[str, Tensor]) -> float:
         """Mean loss in nats at a point. Cost: one forward."""
@@ -309,12 +311,10 @@ class Objective:
                 module.eval()
         return buffers
 
+    @torch.no_grad()
     def losses_with(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> float:
         """Mean loss with given BatchNorm statistics. Cost: one forward."""
-        self.cost["forwards"] += 1
-        with torch.no_grad():
-            parts = [self.sample_losses(self.forward(weights, b, buffers), b).double() for b in self.batches]
-        return float(torch.cat(parts).mean())
+        return float(self._pass(weights, self.batches, buffers).mean())
 
     @torch.no_grad()
     def evaluate(self, weights: Mapping[str, Tensor], batches: Iterable[Any], metric: str = "none") -> dict[str, float]:

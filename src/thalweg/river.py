@@ -36,12 +36,14 @@ def normal_space(
     *,
     count: int = 6,
     seed: int = 0,
+    product: curvature.Product | None = None,
 ) -> Normal:
     """The walls' directions seen from a point: take it at the deployed point or at the edge.
 
-    At the river the floor is flat and curvature may see nothing. Cost: ``2 * count + 8`` products.
+    At the river the floor is flat and curvature may see nothing. ``product`` saves building it again.
+    Cost: ``2 * count + 8`` products.
     """
-    operator = curvature.in_steps(curvature.products(objective, at), step)
+    operator = curvature.in_steps(product or curvature.products(objective, at), step)
     pairs = curvature.top_pairs(operator, at, count, seed=seed)
     return Normal(pairs.vectors, pairs.values, pairs.residuals, pairs.iterations, seed)
 

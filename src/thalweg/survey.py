@@ -13,7 +13,7 @@ from . import __version__, basin, curvature, space
 from .cache import content_hash
 from .diagnosis import Diagnosis, Search, Surroundings, Thresholds, conclude, diagnose, survey_surroundings
 from .errors import ThalwegError
-from .files import plain, read_json, write_json
+from .files import plain, read_json, safe_name, write_json
 from .objective import Objective
 from .point import QuantizedPoint, quantize
 from .provenance import manifest
@@ -79,7 +79,7 @@ def survey_task(
     rest = {name: value for name, value in plan.to_json().items() if name != "schemes"}
     for i, scheme in enumerate(plan.schemes):
         key = content_hash([__version__, identity, scheme, rest, task.keep_float])
-        path = out / "rows" / f"{_safe(task.name)}-{_safe(scheme)}.json"
+        path = out / "rows" / f"{safe_name(task.name)}-{safe_name(scheme)}.json"
         row = None if fresh else _kept(path, key)
         if row is None:
             row = _Row(objective, task, scheme, plan, out, products, key, progress).measure()
@@ -128,10 +128,6 @@ def survey(
     write_json(out / "survey.json", result)
     write_json(out / "manifest.json", result["manifest"])
     return result
-
-
-def _safe(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)[-80:]
 
 
 def _kept(path: Path, key: str) -> dict[str, Any] | None:
@@ -207,7 +203,9 @@ class _Row:
         return row
 
     def file(self, name: str) -> Path:
-        return self.out / "points" / f"{_safe(self.task.name)}-{_safe(self.scheme)}-{_safe(name)}.safetensors"
+        return (
+            self.out / "points" / f"{safe_name(self.task.name)}-{safe_name(self.scheme)}-{safe_name(name)}.safetensors"
+        )
 
     def diagnose(self, point: QuantizedPoint, around: Surroundings) -> Diagnosis:
         return diagnose(

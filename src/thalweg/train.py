@@ -61,7 +61,7 @@ def train(
     Raises:
         ThalwegError: unknown optimizer or estimator, a checkpoint of another run, a loss that is not finite.
 
-    Cost: one gradient per step; per check two forwards and, if ``batches`` are given, one gradient on a batch.
+    Cost: one gradient per step; per check two forwards and one gradient.
     """
     recipe = recipe or Recipe()
     if recipe.steps < 0 or recipe.check_every < 1:
@@ -103,6 +103,7 @@ class _Run:
         )
         self.float_loss = objective.loss({})
         self.step = 0
+        self.ready: tuple[int, tuple[float, Point]] | None = None
         self.checks: list[Check] = []
         self.batch_losses: list[float] = []
         self.flips: list[int] = []
@@ -152,6 +153,12 @@ class _Run:
             n: torch.zeros_like(w) if g is None else g for (n, w), g in zip(leaves.items(), gradient, strict=True)
         }
 
+    def _gradient_now(self) -> tuple[float, Point]:
+        """Training gradient at the deployed point on this step's batch: a check and the step after it share one."""
+        if self.ready is None or self.ready[0] != self.step:
+            self.ready = (self.step, self._gradient(self.deployed, self._batch(self.step)))
+        return self.ready[1]
+
     # -- the loop ------------------------------------------------------------------------------
 
     def go(self) -> Trajectory:
@@ -181,14 +188,13 @@ class _Run:
             factor = 0.1 + 0.45 * (1 + math.cos(math.pi * self.step / max(recipe.steps, 1)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * factor
-        batch = self._batch(self.step)
         before = space.clone(self.latent) if self.audit is not None else None
         if recipe.estimator == "ste":
-            loss, gradient = self._gradient(self.deployed, batch)
+            loss, gradient = self._gradient_now()
         else:
             with torch.enable_grad():
                 live = {n: self.estimator(w, self.point.grids[n]) for n, w in self.latent.items()}
-            loss, at_deployed = self._gradient(live, batch)
+            loss, at_deployed = self._gradient_now()
             pulled = torch.autograd.grad(
                 list(live.values()), list(self.latent.values()), list(at_deployed.values()), allow_unused=True
             )
@@ -222,9 +228,8 @@ class _Run:
         latent = {n: w.detach() for n, w in self.latent.items()}
         deployed_loss = self.objective.loss(self.deployed)
         latent_loss = self.objective.loss(latent)
-        batch = self._batch(self.step)
-        batch_loss, at_deployed = self._gradient(self.deployed, batch)
-        _, at_latent = self._gradient(latent, batch)
+        batch_loss, at_deployed = self._gradient_now()
+        _, at_latent = self._gradient(latent, self._batch(self.step))
         away = space.div(space.sub(self.deployed, reference), step)
         inside = deployed_loss <= self.float_loss + self.recipe.tolerance_nats
         since = self.checks[-1].step if self.checks else 0

@@ -14,22 +14,9 @@ from .evidence import Evidence
 from .recovery import theorem_c
 from .regret import potential
 from .sampling import annealed
-from .valleys import Affine, Wall, normal, random_bases, random_walls, uniform
+from .valleys import Affine, codim1, normal, random_bases, random_walls, uniform, unit
 
 TEST = "tests/truth/test_counterexamples.py::"
-
-
-def _codim1(
-    gen: torch.Generator, nu: Tensor, centre: Tensor, radius: Tensor, walls: Wall | None = None
-) -> Affine:
-    ones = torch.ones(len(nu), 1, dtype=torch.float64)
-    walls = random_walls(gen, radius) if walls is None else walls
-    return Affine(centre, nu.unsqueeze(-1), ones, ones, walls, torch.zeros_like(nu), radius)
-
-
-def _unit(gen: torch.Generator, count: int, size: int) -> Tensor:
-    nu = normal(gen, count, size)
-    return nu / nu.norm(dim=1, keepdim=True)
 
 
 def redraw_probability(codim: int, radius: Tensor | float, gap: float = 1.0) -> Tensor:
@@ -86,11 +73,11 @@ def check_latent_control(instances: int = 1000, seed: int = 0) -> Check:
     recovered = total = late = 0
     for size in (4, 16, 64):
         count = instances
-        nu = _unit(gen, count, size)
+        nu = unit(gen, count, size)
         centre = uniform(gen, (count, size), -2, 2)
         radius = 0.5 * nu.abs().amax(1) * uniform(gen, (count,), 1.0, 1.3)
         walls = random_walls(gen, radius, ("hinge",))
-        river = _codim1(gen, nu, centre, radius, walls)
+        river = codim1(gen, nu, centre, radius, walls)
         start = centre + (uniform(gen, (count, 1), -1, 1) * walls.floor.unsqueeze(1)) * nu
         use = ~river.inside(start.round())
         use &= use.cumsum(0) <= math.ceil(instances / 3)

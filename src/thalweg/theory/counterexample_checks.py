@@ -14,7 +14,7 @@ from .counterexamples import RULE, TRAPS, cured, run
 from .dynamics import lattice, simulate
 from .evidence import Evidence
 from .recovery import theorem_a, theorem_b
-from .valleys import Affine, Wall, normal, random_bases, random_walls, uniform
+from .valleys import Affine, codim1, normal, random_bases, random_walls, uniform, unit
 
 TEST = "tests/truth/test_counterexamples.py::"
 
@@ -40,19 +40,6 @@ def check_traps(instances: int = 5, seed: int = 0) -> Check:
     )  # fmt: skip
 
 
-def _codim1(
-    gen: torch.Generator, nu: Tensor, centre: Tensor, radius: Tensor, walls: Wall | None = None
-) -> Affine:
-    ones = torch.ones(len(nu), 1, dtype=torch.float64)
-    walls = random_walls(gen, radius) if walls is None else walls
-    return Affine(centre, nu.unsqueeze(-1), ones, ones, walls, torch.zeros_like(nu), radius)
-
-
-def _unit(gen: torch.Generator, count: int, size: int) -> Tensor:
-    nu = normal(gen, count, size)
-    return nu / nu.norm(dim=1, keepdim=True)
-
-
 def check_straddling(instances: int = 1000, seed: int = 0) -> Check:
     """7.1: with ``gap|ν_i| > 2R`` and the river between the two levels of weight i, small steps never
     enter."""
@@ -60,13 +47,13 @@ def check_straddling(instances: int = 1000, seed: int = 0) -> Check:
     nearby = 0
     for size in (2, 4, 8):
         count = math.ceil(instances / 3)
-        nu = _unit(gen, count, size)
+        nu = unit(gen, count, size)
         big = nu.abs().argmax(1)
         row = torch.arange(count)
         radius = 0.5 * nu[row, big].abs() * uniform(gen, (count,), 0.5, 0.99)
         centre = torch.zeros(count, size, dtype=torch.float64)
         centre[row, big] = 0.5
-        river = _codim1(gen, nu, centre, radius)
+        river = codim1(gen, nu, centre, radius)
         high = 0.5 * nu[row, big].abs()
         rate = 0.05 / river.wall.slope(high)
         start = centre + (0.02 * uniform(gen, (count, 1), -1, 1)) * nu
@@ -118,7 +105,7 @@ def check_large_step(instances: int = 1000, seed: int = 0) -> Check:
     nu[:, 0] = 1.0
     radius = uniform(gen, (count,), 0.55, 0.95)
     far = torch.randint(1, 4, (count,), generator=gen).double()
-    river = _codim1(gen, nu, torch.zeros_like(nu), radius)
+    river = codim1(gen, nu, torch.zeros_like(nu), radius)
     rate = 2 * far / river.wall.slope(far)
     start = far.unsqueeze(1) * nu
     course = simulate(river.gradient, start, lattice(1.0), rate.unsqueeze(1), 300, inside=river.inside)
@@ -147,7 +134,7 @@ def check_incompatible(instances: int = 300, seed: int = 0) -> Check:
     centre = uniform(gen, (instances, 3), -3, 3)
     centre[:, 0] = centre[:, 0].floor() + 0.5
     radius = uniform(gen, (instances,), 0.1, 0.499)
-    river = _codim1(gen, nu, centre, radius)
+    river = codim1(gen, nu, centre, radius)
     shake = torch.Generator().manual_seed(seed + 1)
     entered = torch.zeros(instances, dtype=torch.bool)
     for rule in ("ste", "latent", "momentum", "noisy", "sign"):
@@ -182,7 +169,7 @@ def check_saturation(instances: int = 600, seed: int = 0) -> Check:
     radius = uniform(gen, (count,), 0.55, 0.9)
     start = centre + uniform(gen, (count, size), -0.4, 0.4)
     start[:, 0] = top + uniform(gen, (count,), 0.05, 2.0)
-    river = _codim1(gen, nu, centre, radius)
+    river = codim1(gen, nu, centre, radius)
     levels = torch.arange(-8.0, top + 1, dtype=torch.float64)
     book = Codebook(levels, torch.ones(1, 1, dtype=torch.float64))
     rate = 0.1 / river.wall.slope(radius + 3.5).unsqueeze(1)

@@ -179,3 +179,18 @@ def along_river(gen: torch.Generator, basis: Tensor, length: float) -> Tensor:
     v = v - torch.einsum("idn,in->id", basis, torch.einsum("idn,id->in", basis, v))
     size = v.norm(dim=1, keepdim=True)
     return torch.where(size > 1e-9, v / size.clamp(min=1e-9), 0) * uniform(gen, (len(v), 1), 0.0, length)
+
+
+def codim1(
+    gen: torch.Generator, nu: Tensor, centre: Tensor, radius: Tensor, walls: Wall | None = None
+) -> Affine:
+    """Straight rivers with one wall direction each, ``nu`` ``[instances, D]``."""
+    ones = torch.ones(len(nu), 1, dtype=torch.float64)
+    walls = random_walls(gen, radius) if walls is None else walls
+    return Affine(centre, nu.unsqueeze(-1), ones, ones, walls, torch.zeros_like(nu), radius)
+
+
+def unit(gen: torch.Generator, count: int, size: int) -> Tensor:
+    """Random unit vectors ``[count, size]``."""
+    nu = normal(gen, count, size)
+    return nu / nu.norm(dim=1, keepdim=True)
