@@ -27,11 +27,14 @@ from .layers import Layer, patches, second_moment
 class Visit:
     """A layer as calibration sees it. ``hessian``: ``2/N XᵀX``, ``[channel groups, columns, columns]``,
     the Hessian of the layer's mean squared output error per output channel; layers with the same input
-    share one tensor. ``samples``: N."""
+    share one tensor. ``samples``: N. ``module`` and ``inputs``: the layer and what each batch feeds it
+    (None and empty for a plain function)."""
 
     name: str
     hessian: Tensor
     samples: int
+    module: nn.Module | None = None
+    inputs: tuple[Tensor, ...] = ()
 
 
 Visitor = Callable[[Visit], Tensor | None]
@@ -124,7 +127,7 @@ def stream(
             else:
                 hessian, samples = _accumulate(modules[name], inputs)
                 previous = (inputs, hessian, samples)
-            weight = visit(Visit(name, hessian, samples))
+            weight = visit(Visit(name, hessian, samples, modules[name], tuple(x for x in inputs if x is not None)))
             if weight is not None:
                 _put(model, _weight(modules[name]), nn.Parameter(weight.detach(), requires_grad=False))
             del waiting[name]

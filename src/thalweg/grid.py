@@ -22,10 +22,12 @@ TINY = 2.0**-100
 
 
 class Rounding(NamedTuple):
-    """What a rounding method returns: codes by tensor name, and what is worth reporting."""
+    """What a rounding method returns: codes by tensor name, what is worth reporting, and the grids that the
+    codes belong to where the method moved them (None: those that it was given)."""
 
     codes: dict[str, Tensor]
     notes: dict[str, dict[str, Any]] = {}  # noqa: RUF012
+    grids: dict[str, Grid] | None = None
 
 
 @dataclass(frozen=True)

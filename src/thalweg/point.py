@@ -164,7 +164,7 @@ def quantize(
     return QuantizedPoint(
         {n: objective.weights[n].detach().clone() for n in grids},
         rounding.codes,
-        grids,
+        rounding.grids or grids,
         {
             "scheme": str(parsed),
             "method": method,
