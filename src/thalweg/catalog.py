@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
@@ -44,6 +44,20 @@ def get(folder: str, name: str) -> Callable[..., Any]:
     if name in _foreign(folder):
         return _foreign(folder)[name].load()
     raise unknown(folder.rstrip("s"), name, names(folder))
+
+
+def options(folder: str, name: str) -> dict[str, Any]:
+    """Keyword options of a plug-in with their defaults, in the order of its signature."""
+    parameters = inspect.signature(get(folder, name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_options(folder: str, name: str, given: Iterable[str]) -> None:
+    """Raise, with the nearest names, for an option that the plug-in does not have."""
+    known = options(folder, name)
+    for option in given:
+        if option not in known:
+            raise unknown(f"option of {folder.rstrip('s')} {name}", option, known)
 
 
 def summary(folder: str, name: str) -> str:

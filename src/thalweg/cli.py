@@ -36,7 +36,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Exit with code 1 where the verdict is a failure.")]
 Text = Annotated[str | None, typer.Option(help="Text file for a language model (default: CPython's documentation).")]
-Fit = Annotated[str, typer.Option(help="Quantizer that fits the scales: mse or absmax.")]
+Fit = Annotated[str, typer.Option(help="Quantizer that fits the scales (thalweg list).")]
 Scheme = Annotated[str, typer.Option(help="Such as w4, w3g64, w4t, w4a, ternary, nf4g64, or w2,head=float.")]
 
 
@@ -129,6 +129,9 @@ def quantize(
     scheme: Scheme = "w4",
     method: Annotated[str, typer.Option(help="Rounding method (thalweg list).")] = "nearest",
     fit: Fit = "mse",
+    option: Annotated[
+        list[str] | None, typer.Option(help="Option of the method as NAME=VALUE, repeatable (thalweg list --options).")
+    ] = None,
     text: Text = None,
     out: Annotated[Path | None, typer.Option(help="File of the point.")] = None,
     seed: Seed = 0,
@@ -147,13 +150,17 @@ def quantize(
     catalog.get("methods", method)
     catalog.get("quantizers", fit)
     schemes.Scheme.parse(scheme)
+    options = _options(option or [])
+    catalog.check_options("methods", method, options)
     path = out or Path("runs/points") / f"{safe_name(model)}-{safe_name(scheme)}-{method}.safetensors"
     _writable(path.parent)
     with _bar(as_json) as progress:
         task = _load(model, seed, text, progress)
         objective = objective_of(task, device)
         progress(f"quantizing with {method}", 0, 1)
-        point = run(objective, scheme, method, fit=fit, seed=seed, keep_float=task.keep_float)
+        point = run(
+            objective, scheme, method, fit=fit, seed=seed, keep_float=task.keep_float, progress=progress, **options
+        )
         point.provenance.update(model=model, text=text, task_seed=seed)
         point.save(path)
         loss, base = objective.loss(point.weights), objective.loss({})
@@ -371,7 +378,12 @@ def report(run: Annotated[Path, typer.Argument(help="Folder of a survey.")]) -> 
 
 
 @app.command("list", epilog="Example: [bold]thalweg list --json[/bold]")
-def list_(as_json: Json = False) -> None:
+def list_(
+    as_json: Json = False,
+    options: Annotated[
+        bool, typer.Option("--options", help="Show the options of methods with their defaults.")
+    ] = False,
+) -> None:
     """What is installed: quantizers, methods, estimators, tasks, landscapes, exports, schemes."""
     from rich.table import Table
 
@@ -392,6 +404,9 @@ def list_(as_json: Json = False) -> None:
         table.add_column()
         for name, text in entries.items():
             table.add_row(name, text)
+            if options and folder == "methods":
+                known = {k: v for k, v in catalog.options(folder, name).items() if k != "progress"}
+                table.add_row("", "  ".join(f"{k}={v}" for k, v in known.items()) or "no options", style="dim")
         console.print(table)
         console.print()
 
@@ -456,6 +471,20 @@ def _words(text: str) -> list[str]:
             out.append(word)
     if not out:
         raise ThalwegError("The list is empty. Name at least one, such as w4.")
+    return out
+
+
+def _options(words: list[str]) -> dict[str, Any]:
+    """``NAME=VALUE`` words; values are read as JSON where they can be, as text otherwise."""
+    out = {}
+    for word in words:
+        name, sign, value = word.partition("=")
+        if not name or not sign:
+            raise ThalwegError(f"Option {word!r} is not NAME=VALUE. Try steps=100.")
+        try:
+            out[name.replace("-", "_")] = json.loads(value)
+        except ValueError:
+            out[name.replace("-", "_")] = value
     return out
 
 

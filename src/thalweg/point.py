@@ -18,6 +18,7 @@ from .grid import Grid, Layout, Rounding
 from .objective import Objective
 from .scheme import Scheme
 from .space import Point
+from .task import Progress, silent
 
 FORMAT = "thalweg point 1"
 
@@ -136,6 +137,7 @@ def quantize(
     seed: int = 0,
     keep_float: tuple[str, ...] = (),
     grids: dict[str, Grid] | None = None,
+    progress: Progress = silent,
     **options: Any,
 ) -> QuantizedPoint:
     """Post-training quantization: fit a grid to every weight, then let a method choose the grid point.
@@ -148,18 +150,21 @@ def quantize(
         seed: of random methods.
         keep_float: globs of layers left unquantized, such as ``("lm_head",)``.
         grids: use these instead of fitting (to compare methods on one grid).
-        options: passed to the method.
+        progress: handed to methods that report their progress.
+        options: of the method (``thalweg list`` shows them).
 
     Raises:
-        ThalwegError: unknown names, a group size that does not divide, no layer left to quantize.
+        ThalwegError: unknown names and options, a group size that does not divide, no layer left to quantize.
 
     Cost: that of the method; ``nearest`` none, ``gptq`` one calibration forward.
     """
     chosen = catalog.get("methods", method)
+    catalog.check_options("methods", method, options)
+    reports = {"progress": progress} if "progress" in catalog.options("methods", method) else {}
     parsed = Scheme.parse(scheme, keep_float)
     if grids is None:
         grids = parsed.grids(objective.weights, objective.axes, fit)
-    result = chosen(objective, grids, seed, **options)
+    result = chosen(objective, grids, seed, **reports, **options)
     rounding = result if isinstance(result, Rounding) else Rounding(result)
     return QuantizedPoint(
         {n: objective.weights[n].detach().clone() for n in grids},

@@ -140,6 +140,12 @@ def _kept(path: Path, key: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) and row.get("key") == key else None
 
 
+def _same_grid(a: QuantizedPoint, b: QuantizedPoint) -> bool:
+    """True where two points take their values from the same grid."""
+    steps = ((a.step[n], b.step[n]) for n in a.grids)
+    return a.grids is b.grids or all(x is y or bool((x == y).all()) for x, y in steps)
+
+
 class _Row:
     """One scheme on one task."""
 
@@ -175,7 +181,7 @@ class _Row:
         around = survey_surroundings(
             self.objective, first.reference, first.step, plan.thresholds, "full", self.products[names]
         )
-        found = {m: self.diagnose(p, around) for m, p in points.items()}
+        found = {m: self.diagnose(p, self.around(p, first, around)) for m, p in points.items()}
         row: dict[str, Any] = {
             "scheme": self.scheme,
             "bits_per_weight": first.bits_per_weight,
@@ -187,10 +193,12 @@ class _Row:
             start = failed[0]
             trajectory, path = self.recover(points[start])
             best = trajectory.recovered
-            row["recovered"] = self.recovered(trajectory, best, around, start)
+            row["recovered"] = self.recovered(trajectory, best, self.around(best, first, around), start)
             recovered_low = row["recovered"]["diagnosis"]["loss"] <= around.float_loss + plan.thresholds.tolerance_nats
             search = Search(trajectory.steps, min(trajectory.losses.values()), recovered_low)
             for m in failed:
+                if not _same_grid(points[m], best):  # a certificate speaks of one grid
+                    continue
                 nearby = best if recovered_low else None
                 row["methods"][m]["diagnosis"] = conclude(self.objective, points[m], found[m], nearby, search).to_json()
             if plan.plane:
@@ -206,6 +214,15 @@ class _Row:
         return (
             self.out / "points" / f"{safe_name(self.task.name)}-{safe_name(self.scheme)}-{safe_name(name)}.safetensors"
         )
+
+    def around(self, point: QuantizedPoint, first: QuantizedPoint, known: Surroundings) -> Surroundings:
+        """The surroundings in a point's own steps: those of the first point, unless the method moved the grid."""
+        if _same_grid(point, first):
+            return known
+        product = self.products[frozenset(point.reference)]
+        return survey_surroundings(
+            self.objective, point.reference, point.step, self.plan.thresholds, "full", product
+        )  # fmt: skip
 
     def diagnose(self, point: QuantizedPoint, around: Surroundings) -> Diagnosis:
         return diagnose(

@@ -195,3 +195,16 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
     from thalweg.files import read_tensors
 
     assert read_tensors(tmp_path / "t" / "checkpoint.safetensors")[1]["step"] > 0
+
+
+def test_options_of_a_method_reach_it_and_misspelt_ones_are_named(run):
+    code, out, _ = run(
+        "quantize", TOY, "--method", "gptq", "--option", "damping=0.5", "--json", "--out", "p.safetensors"
+    )
+    assert code == 0 and all(note["damping"] == 0.5 for note in json.loads(out)["notes"].values())
+    code, _, err = run("quantize", TOY, "--method", "gptq", "--option", "dampin=1")
+    assert code == 2 and "'damping'" in folded(err)
+    code, _, err = run("quantize", TOY, "--method", "gptq", "--option", "damping")
+    assert code == 2 and "NAME=VALUE" in folded(err)
+    code, out, _ = run("list", "--options")
+    assert code == 0 and "damping=0.01" in folded(out)
