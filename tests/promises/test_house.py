@@ -32,7 +32,7 @@ LAYERS = [
     },
     {"space", "grid"},
     {"objective", "scheme", "landscape"},
-    {"point"},
+    {"point", "distill", "kronecker"},
     {"curvature", "basin", "river", "trajectory"},
     {"train", "verdict"},
     {"diagnosis"},
@@ -87,6 +87,8 @@ def test_dependencies_point_one_way():
                 "landscape",
                 "layers",
                 "point",
+                "distill",
+                "kronecker",
                 "load",
             }
             if there not in allowed | PLUGINS:
