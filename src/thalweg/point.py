@@ -20,7 +20,9 @@ from .scheme import Scheme
 from .space import Point
 from .task import Progress, silent
 
-FORMAT = "thalweg point 1"
+FORMAT = "thalweg point 2"
+OPTIONAL = ("zero", "columns", "tensor_scale")
+"""Tensors of a grid that may be absent."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,12 @@ class QuantizedPoint:
             tensors[f"reference/{name}"] = self.reference[name]
             tensors[f"scale/{name}"] = grid.scale
             tensors[f"levels/{name}"] = grid.levels
-            if grid.zero is not None:
-                tensors[f"zero/{name}"] = grid.zero
+            for part in OPTIONAL:
+                if getattr(grid, part) is not None:
+                    tensors[f"{part}/{name}"] = getattr(grid, part)
             a = grid.layout
-            layouts[name] = [list(a.shape), a.group, a.axis, a.per_tensor, grid.name]
+            shared = [list(a.shape), a.group, a.axis, a.per_tensor, a.block_rows]
+            layouts[name] = [shared, grid.name, grid.scale_format, grid.table]
         meta = {
             "format": FORMAT,
             "grids": layouts,
@@ -115,11 +119,19 @@ class QuantizedPoint:
             )
         try:
             codes, grids, reference = {}, {}, {}
-            for name, (shape, group, axis, per_tensor, label) in meta["grids"].items():
-                layout = Layout(tuple(shape), group, axis, per_tensor)
+            for name, ((shape, *shared), label, scale_format, table) in meta["grids"].items():
+                layout = Layout(tuple(shape), *shared)
                 codes[name], reference[name] = tensors[f"codes/{name}"], tensors[f"reference/{name}"]
-                zero = tensors.get(f"zero/{name}")
-                grids[name] = Grid(layout, tensors[f"levels/{name}"], tensors[f"scale/{name}"], zero, label)
+                parts = {part: tensors.get(f"{part}/{name}") for part in OPTIONAL}
+                grids[name] = Grid(
+                    layout,
+                    tensors[f"levels/{name}"],
+                    tensors[f"scale/{name}"],
+                    name=label,
+                    scale_format=scale_format,
+                    table=table,
+                    **parts,
+                )
             whole = meta["codes"] == space.fingerprint(codes)
         except (KeyError, TypeError, ValueError) as error:
             raise ThalwegError(f"{path} is incomplete ({error}). Quantize again.") from None

@@ -25,15 +25,9 @@ from torch import Tensor
 
 from . import catalog
 from .errors import ThalwegError, unknown
+from .formats import E2M1, NF4
 from .grid import Grid, Layout
 
-NF4 = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-    0.7229568362236023, 1.0,
-)  # fmt: skip
-E2M1 = (-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 TABLES = {"ternary": (-1.0, 0.0, 1.0), "nf4": NF4, "fp4": E2M1}
 EXAMPLES = ("w8", "w4", "w3", "w2", "w4t", "w4a", "w4g128", "w4g32a", "ternary", "nf4g64", "fp4g32")
 PATTERN = re.compile(r"(?:w(?P<bits>\d+)|(?P<table>[a-z]+\d*?(?:4)?))(?P<share>t|g(?P<group>\d+))?(?P<flags>[ap]*)")

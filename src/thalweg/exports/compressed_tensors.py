@@ -107,6 +107,11 @@ def integers(name: str, grid: Grid, codes: Tensor) -> tuple[int, Tensor, Tensor,
             "Quantize with an integer scheme such as w4g128, or export with --to dequantized."
         )
     layout = grid.layout
+    if grid.columns is not None or layout.block_rows > 1:
+        raise ThalwegError(
+            f"Layer {name!r} has {'column factors' if layout.block_rows == 1 else 'scales shared between rows'}, "
+            "which pack-quantized cannot hold. Export with --to dequantized."
+        )
     if layout.groups > 1 and layout.columns % layout.group:
         raise ThalwegError(
             f"Layer {name!r} has a padded last group ({layout.columns} columns in groups of {layout.group}). "
