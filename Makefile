@@ -10,7 +10,7 @@ ARGS   ?=
 # Spinning OpenMP threads make two busy processes on few cores five times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: survey demo theory test check bench clean install help
+.PHONY: survey demo theory test check bench peers clean install help
 
 help:
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -45,6 +45,10 @@ check: $(READY) ## lint, types and tests
 
 bench: $(READY) ## timings, printed as ratios
 	$(BIN)/python benchmarks/bench.py $(ARGS)
+
+peers: $(READY) ## the same jobs beside other tools, each installed under .peers; writes runs/peers.json
+	benchmarks/peers/install
+	$(BIN)/python benchmarks/peers/race.py $(ARGS)
 
 clean: ## remove .venv, runs and caches of this folder
 	rm -rf $(VENV) runs build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache

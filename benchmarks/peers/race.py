@@ -1,0 +1,216 @@
+"""Ours and the peers in turn, each in a process of its own, in one run: medians and ratios.
+
+    make peers                                      # install, then the whole race; writes runs/peers.json
+    make peers ARGS="--only gptq round --repeat 3"  # some rows
+    python benchmarks/peers/race.py --list          # the rows
+
+Each turn loads the model anew and times the job alone, without imports and loading. Perplexity is measured by one
+function (``common.perplexity``) on the same held-out tokens. A row whose peer is missing is skipped with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import DATA, PEERS, ROOT
+from rich.console import Console
+from rich.table import Table
+
+from thalweg import catalog
+from thalweg.files import write_json
+from thalweg.provenance import manifest
+
+HERE = Path(__file__).parent
+CALIBRATED = ("gptq", "awq", "adaround", "brecq", "signround", "burst", "wall", "flip", "basic")
+"""Methods that are asked for the best W2, where the catalogue has them."""
+
+
+@dataclass
+class Turn:
+    """One contestant of a row: whose environment, which words for its runner, and what came of it."""
+
+    who: str
+    words: tuple[str, ...]
+    label: str
+    results: list[dict[str, Any]] = field(default_factory=list)
+    skipped: str = ""
+
+    @property
+    def script(self) -> Path:
+        return HERE / f"run_{self.who}.py"
+
+    @property
+    def python(self) -> Path:
+        return Path(sys.executable) if self.who == "ours" else PEERS / self.who / "bin" / "python"
+
+
+@dataclass
+class Row:
+    """One job. The first turn is ours; every ratio is ours over the turn's."""
+
+    name: str
+    turns: list[Turn]
+    repeat: int | None = None
+
+
+def ours(*words: str) -> Turn:
+    return Turn("ours", words, "ours " + " ".join(words))
+
+
+def peer(who: str, *words: str) -> Turn:
+    return Turn(who, words, " ".join((who, *words)))
+
+
+def rows() -> list[Row]:
+    """What is raced against what."""
+    out = []
+    for bits in (4, 3, 2):
+        scheme = f"w{bits}g32"
+        turns = [ours("method", "gptq", scheme, "absmax"), ours("method", "gptq", scheme, "mse")]
+        out.append(
+            Row(f"gptq {scheme}", [*turns, peer("llmcompressor", "gptq", scheme), peer("gptqmodel", "gptq", scheme)])
+        )
+    turns = [ours("method", "gptq", "w2g32a", "mse"), peer("llmcompressor", "gptq", "w2g32a", "memoryless_mse")]
+    out.append(Row("gptq w2g32a, range search", turns))
+    for scheme in ("w4g32", "w2g32"):
+        turns = [ours("round", scheme, "absmax"), peer("torchao", "round", scheme)]
+        out.append(Row(f"round {scheme}", [*turns, peer("llmcompressor", "round", scheme)]))
+    fits = [f for f in catalog.names("quantizers") if f != "absmax"]
+    turns = [ours("round", "w2g32a", "absmax"), *(ours("round", "w2g32a", fit) for fit in fits)]
+    theirs = [
+        peer("torchao", "round", "w2g32a"),
+        peer("hqq", "round", "w2g32a", "hqq"),
+        peer("hqq", "round", "w2g32a", "plain"),
+    ]
+    out.append(Row("round w2g32a, data-free", [*turns, *theirs]))
+    methods = [m for m in CALIBRATED if m in catalog.names("methods")]
+    turns = [ours("method", m, "w2g32", "mse") for m in methods]
+    theirs = [peer("autoround", "best", "w2g32", "50"), peer("autoround", "best", "w2g32", "200")]
+    out.append(Row("best w2g32", [*turns, *theirs], 1))
+    out.append(Row("best w2g32a", [ours("method", m, "w2g32a", "mse") for m in methods], 1))
+    turns = [ours("hessian"), peer("hessians", "pyhessian"), peer("hessians", "curvlinops")]
+    out.append(Row("hessian product", turns))
+    out.append(Row("loss plane 21x21", [ours("plane"), peer("hessians", "plane")]))
+    steps = [ours("qat", "w4g32", e) for e in catalog.names("estimators")]
+    out.append(Row("qat step w4g32", [*steps, peer("torchao", "qat", "w4g32"), peer("brevitas", "qat", "w4g32")]))
+    return out
+
+
+def why_not(turn: Turn) -> str:
+    """Why a turn cannot be taken, or nothing."""
+    if turn.who != "ours" and not (PEERS / turn.who / ".ready").is_file():
+        note = PEERS / f"{turn.who}.skipped"
+        return note.read_text().strip() if note.is_file() else "not installed; run benchmarks/peers/install"
+    if turn.words[0] in ("method", "gptq", "round", "best", "qat") and not (DATA / "bench_llama").is_dir():
+        return f"no {DATA / 'bench_llama'}; set THALWEG_DATA"
+    return ""
+
+
+def run(turn: Turn, limit: int) -> None:
+    """Take a turn in a fresh process."""
+    environment = {**os.environ, "THALWEG_DATA": str(DATA), "PEERS": str(PEERS), "TOKENIZERS_PARALLELISM": "false"}
+    if turn.who == "ours":
+        environment["PYTHONPATH"] = str(ROOT / "src")
+    command = [str(turn.python), str(turn.script), *turn.words]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=limit, check=False)
+    except subprocess.TimeoutExpired:
+        turn.skipped = f"not done after {limit} s"
+        return
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if found:
+        turn.results.append(json.loads(found[-1].removeprefix("RESULT ")))
+    else:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        turn.skipped = lines[-1][:300] if lines else f"exit status {done.returncode} and no output"
+
+
+def median(turn: Turn, key: str) -> float | None:
+    """Median over all runs of one figure."""
+    found = [r[key] for r in turn.results if r.get(key) is not None]
+    values = [x for f in found for x in (f if isinstance(f, list) else [f])]
+    return statistics.median(values) if values else None
+
+
+def summary(row: Row) -> list[dict[str, Any]]:
+    """One line per turn. ``ratio_ours_first``: time of the row's first turn, which is ours, over this one's."""
+    first = median(row.turns[0], "seconds")
+    lines = []
+    for turn in row.turns:
+        seconds, gradient = median(turn, "seconds"), median(turn, "gradient_seconds")
+        lines.append({
+            "row": row.name, "who": turn.label, "seconds": seconds, "runs": len(turn.results),
+            "ratio_ours_first": first / seconds if first and seconds else None,
+            "perplexity": median(turn, "perplexity"), "skipped": turn.skipped,
+            "version": turn.results[0]["version"] if turn.results else None,
+            "gradients": seconds / gradient if seconds and gradient else None,
+            "step_ratio": median(turn, "step_ratio"), "forward_seconds": median(turn, "forward_seconds"),
+            "top": turn.results[0].get("top") if turn.results else None,
+        })  # fmt: skip
+    return lines
+
+
+def shown(lines: list[dict[str, Any]]) -> Table:
+    """The table on the screen."""
+    table = Table("row", "who", "seconds", "ours/this", "result")
+    for line in lines:
+        if line["seconds"] is None:
+            table.add_row(line["row"], line["who"], "-", "-", f"skipped: {line['skipped']}")
+            continue
+        words = [f"perplexity {line['perplexity']:.2f}"] if line["perplexity"] else []
+        words += [f"{line['gradients']:.2f} gradients"] if line["gradients"] else []
+        words += [f"{line['step_ratio']:.2f} float steps"] if line["step_ratio"] else []
+        words += [f"top {', '.join(f'{v:.4f}' for v in line['top'])}"] if line["top"] else []
+        words += [f"forward {line['forward_seconds'] * 1000:.0f} ms"] if line["forward_seconds"] else []
+        ratio = line["ratio_ours_first"]
+        table.add_row(
+            line["row"], line["who"], f"{line['seconds']:.4g}", f"{ratio:.2f}" if ratio else "-", "; ".join(words)
+        )
+    return table
+
+
+def main() -> None:
+    """Race, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeat", type=int, default=3, help="turns of each contestant (rows of minutes take one)")
+    parser.add_argument("--only", nargs="*", default=[], help="rows whose name starts with one of these")
+    parser.add_argument("--limit", type=int, default=900, help="seconds that one turn may take")
+    parser.add_argument("--list", action="store_true", help="print the rows and who can run them")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "peers.json")
+    arguments = parser.parse_args()
+    console = Console()
+    chosen = [r for r in rows() if not arguments.only or any(r.name.startswith(word) for word in arguments.only)]
+    lines: list[dict[str, Any]] = []
+    for row in chosen:
+        for turn in row.turns:
+            turn.skipped = why_not(turn)
+        if arguments.list:
+            for turn in row.turns:
+                console.print(
+                    f"{row.name}: {turn.label}{' (' + turn.skipped + ')' if turn.skipped else ''}", highlight=False
+                )
+            continue
+        for _ in range(min(arguments.repeat, row.repeat or arguments.repeat)):
+            for turn in row.turns:
+                if not turn.skipped:
+                    run(turn, arguments.limit)
+        found = summary(row)
+        lines += found
+        console.print(shown(found))
+        raw = {r.name: {t.label: t.results for t in r.turns} for r in chosen}
+        write_json(arguments.out, {"rows": lines, "raw": raw, "manifest": manifest()})
+    if lines:
+        console.print(f"Written to {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
