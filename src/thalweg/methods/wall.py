@@ -1,0 +1,139 @@
+"""Second-order rounding whose curvature is taken where the wall is visible."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import space
+from ..distill import Teacher
+from ..errors import ThalwegError
+from ..grid import Grid, Rounding
+from ..kronecker import Factors, collect, mean, newton_target, round_with
+from ..objective import Objective
+from ..space import Point
+from .gptq import gptq
+from .nearest import nearest
+
+PLACES = ("float", "nearest", "gptq", "edge", "average")
+
+
+def wall(
+    objective: Objective,
+    grids: dict[str, Grid],
+    seed: int = 0,
+    *,
+    at: str = "gptq",
+    refresh: int = 2,
+    damping: float = 0.01,
+    output_damping: float = 0.3,
+    mix: float = 0.0,
+    first_order: float = 0.0,
+    draws: int = 1,
+    tolerance_nats: float = 0.0488,
+) -> Rounding:
+    """Second-order rounding that sees the wall: the loss's own curvature, taken at the rounded model.
+
+    Minimises ``tr((q-t)ᵀ B (q-t) A)`` per layer by Babai's nearest plane, error feedback going along columns
+    (``A = E[x xᵀ]``) and across output channels (``B = E[g gᵀ]``, gradients of the cross-entropy with labels
+    drawn from the model itself). Both are collected at a displaced point, where a flat basin with steep walls
+    shows its walls; at the float weights it may show none (docs/theory/failure.md, Theorem P4). The target t is
+    the float weight, or with ``first_order`` the minimum of the quadratic model at the displaced point.
+    No labels. Every point tried is judged by its divergence from the float outputs on the calibration
+    data, and the best one is returned: never worse there than its start.
+
+    Args:
+        objective: supplies calibration data; of a plain function the exact Hessian at the displaced point is used.
+        grids: grid of every weight to be quantized.
+        seed: of the sampled labels.
+        at: where the first curvature is taken: ``float``, ``nearest``, ``gptq``, ``edge`` (the last point on the
+            way to the rounded one whose divergence is within ``tolerance_nats``), ``average`` (over that way).
+        refresh: how often the curvature is taken again at the method's own result.
+        damping: multiple of the mean diagonal added to A. ``output_damping``: to B; inf ignores B.
+        mix: share of the factors at the float point in the mixture, 0 to 1.
+        first_order: share of the damped Newton step in the target, 0 to 1.
+        draws: sampled labels per output.
+
+    Cost: one GPTQ; per round one gradient over the calibration data, one forward, and two Cholesky factors and
+    ``rows · columns / 32`` small steps per layer. Do not trust it with fewer samples than output channels.
+
+    Source: GPTQ's feedback on both sides as in YAQA (arXiv:2505.22988, Algorithm 1); the displaced point is ours.
+
+    Raises:
+        ThalwegError: an unknown ``at``, moments that are not finite.
+    """
+    if at not in PLACES:
+        raise ThalwegError(f"Unknown place {at!r} for the curvature. Use one of {', '.join(PLACES)}.")
+    teacher = Teacher(objective)
+    weights = {n: objective.weights[n] for n in grids}
+    decode = lambda codes: {n: g.decode(codes[n], weights[n].dtype) for n, g in grids.items()}
+    start = nearest(objective, grids, seed) if at == "nearest" else gptq(objective, grids, seed)
+    codes = start.codes if isinstance(start, Rounding) else start
+    here = decode(codes)
+    best = (teacher.loss(here), codes)
+    trail = [best[0]]
+    local = _curvature(objective, weights, draws, seed) if mix > 0 or at == "float" else None
+    place = at
+    for turn in range(refresh + 1):
+        if place == "float":
+            factors = local
+        elif place == "average":
+            ways = (0.25, 0.5, 0.75, 1.0)
+            factors = mean([_curvature(objective, space.line(weights, here, t), draws, seed) for t in ways], [1.0] * 4)
+        elif place == "edge":
+            factors = _curvature(objective, _edge(teacher, weights, here, tolerance_nats), draws, seed)
+        else:
+            factors = _curvature(objective, here, draws, seed + turn)
+        assert factors is not None
+        if mix > 0 and local is not None:
+            factors = mean([local, factors], [mix, 1 - mix])
+        target = weights
+        if first_order > 0 and objective.has_outputs:
+            target = space.line(weights, newton_target(teacher, here, factors, output_damping), first_order)
+        codes = {
+            n: round_with(target[n], g, factors[n], damping, output_damping, n) if n in factors else codes[n]
+            for n, g in grids.items()
+        }
+        here = decode(codes)
+        trail.append(teacher.loss(here))
+        if trail[-1] < best[0]:
+            best = (trail[-1], codes)
+        if place not in ("edge", "average"):
+            place = "own"
+    note: dict[str, Any] = {"divergence": trail, "kept": trail.index(best[0])}
+    return Rounding({n: best[1][n] for n in grids}, dict.fromkeys(grids, note))
+
+
+def _edge(teacher: Teacher, weights: Point, there: Point, tolerance: float) -> Point:
+    """Last point of the segment within the tolerance, by bisection. Cost: eight forwards."""
+    low, high = 0.0, 1.0
+    for _ in range(8):
+        middle = (low + high) / 2
+        if teacher.loss(space.line(weights, there, middle)) <= tolerance:
+            low = middle
+        else:
+            high = middle
+    return space.line(weights, there, high)
+
+
+def _curvature(objective: Objective, at: Mapping[str, Tensor], draws: int, seed: int) -> dict[str, Factors]:
+    """Kronecker factors of a model; the exact Hessian of a plain function, tensor by tensor, made
+    positive semidefinite."""
+    if objective.has_outputs:
+        return collect(objective, at, draws=draws, seed=seed)
+    found = {}
+    for name, weight in at.items():
+        if weight.numel() > 4096 or (weight.ndim > 1 and weight.shape[0] > 1):
+            raise ThalwegError(
+                f"Tensor {name!r} of shape {tuple(weight.shape)} has no exact Hessian to round with. "
+                "Give plain functions one-dimensional tensors of at most 4096 entries."
+            )
+        value = lambda w, name=name: objective.sample_losses(objective.forward({**at, name: w}, None), None).mean()
+        hessian = torch.func.hessian(value)(weight.detach()).reshape(weight.numel(), -1)
+        values, vectors = torch.linalg.eigh(hessian.double())
+        hessian = (vectors * values.clamp(min=0)) @ vectors.T
+        found[name] = Factors(hessian.unsqueeze(0), torch.ones(1, 1, 1, dtype=torch.float64))
+    return found
