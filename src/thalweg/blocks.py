@@ -77,7 +77,9 @@ def halted(model: nn.Module, name: str, output: bool) -> Iterator[list[Any]]:
         found.append(first_tensor(result))
         raise Reached
 
-    handle = module.register_forward_hook(after) if output else module.register_forward_pre_hook(before, with_kwargs=True)
+    handle = (
+        module.register_forward_hook(after) if output else module.register_forward_pre_hook(before, with_kwargs=True)
+    )
     try:
         yield found
     except Reached:

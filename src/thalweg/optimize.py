@@ -44,8 +44,9 @@ class Movers:
                 self.base[name] = w.detach().clone()
         units = {n: float(s.double().mean()) if s.numel() else 0.0 for n, s in step.items()}
         groups: list[dict[str, Any]] = []
+        whole = {} if self.left else self.weights
         for part, relative in (
-            (self.left, units), (self.right, dict.fromkeys(self.right, 1.0)), ({} if self.left else self.weights, units),
+            (self.left, units), (self.right, dict.fromkeys(self.right, 1.0)), (whole, units),
             (self.scale, {n: SCALE_RATE * float(s.mean()) for n, s in self.scale.items()}),
             (norms, {n: NORM_RATE * max(float(t.abs().mean()), 1e-2) for n, t in norms.items()}),
         ):  # fmt: skip

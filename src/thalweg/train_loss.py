@@ -18,7 +18,12 @@ from .trajectory import Recipe
 
 
 def gradient(
-    objective: Objective, recipe: Recipe, step: int, leaves: Mapping[str, Tensor], fixed: Mapping[str, Tensor], batch: Any
+    objective: Objective,
+    recipe: Recipe,
+    step: int,
+    leaves: Mapping[str, Tensor],
+    fixed: Mapping[str, Tensor],
+    batch: Any,
 ) -> tuple[float, Point]:
     """Training loss on a batch and its gradient with respect to ``leaves``; ``fixed`` are other tensors of the model
     that differ from the float model. Tensors that the loss does not reach are left out.

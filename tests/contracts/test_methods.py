@@ -16,7 +16,11 @@ SCHEMES = ("w8", "w3", "w2a", "w4g8p", "w4t", "ternary", "nf4", "fp4")
 
 
 def test_catalogue_has_what_is_promised_with_help():
-    assert {"nearest", "gptq"} <= set(METHODS) and {"absmax", "mse"} <= set(FITS) and {"ste", "clipped", "lsq", "parq", "binaryrelax", "ewgs", "elastic"} <= set(ESTIMATORS)
+    assert (
+        {"nearest", "gptq"} <= set(METHODS)
+        and {"absmax", "mse"} <= set(FITS)
+        and {"ste", "clipped", "lsq", "parq", "binaryrelax", "ewgs", "elastic"} <= set(ESTIMATORS)
+    )
     for folder in catalog.FOLDERS:
         for name in catalog.names(folder):
             assert len(catalog.summary(folder, name)) > 10, (folder, name)
