@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from .cli_options import Device, Fit, Json, Scheme, Seed, Strict, Text
+from .cli_train import train
 from .errors import ThalwegError, unknown
 
 if TYPE_CHECKING:
@@ -30,14 +32,6 @@ app = typer.Typer(
 INTERRUPTED = 130
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
 errors = Console(stderr=True)
-
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or auto.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Exit with code 1 where the verdict is a failure.")]
-Text = Annotated[str | None, typer.Option(help="Text file for a language model (default: CPython's documentation).")]
-Fit = Annotated[str, typer.Option(help="Quantizer that fits the scales (thalweg list).")]
-Scheme = Annotated[str, typer.Option(help="Such as w4, w3g64, w4t, w4a, ternary, nf4g64, or w2,head=float.")]
 
 
 def _load(spec: str, seed: int, text: str | None, progress: Progress) -> Task:
@@ -163,7 +157,7 @@ def quantize(
         )
         point.provenance.update(model=model, text=text, task_seed=seed)
         point.save(path)
-        loss, base = objective.loss(point.weights), objective.loss({})
+        loss, base = objective.loss(point.deployed), objective.loss({})
     result = {
         "point": str(path), "scheme": scheme, "method": method, "loss": loss, "float_loss": base,
         "reach": point.reach, "bits_per_weight": point.bits_per_weight, "notes": point.notes,
@@ -246,62 +240,7 @@ def diagnose(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: [bold]thalweg train runs/points/digits-w2-nearest.safetensors --steps 500[/bold]")
-def train(
-    point: Annotated[Path, typer.Argument(help="A point; its grid stays fixed.")],
-    model: Annotated[str | None, typer.Option(help="Model, where the point does not name it.")] = None,
-    steps: Annotated[int, typer.Option(help="Budget of steps.")] = 300,
-    lr: Annotated[float | None, typer.Option(help="adamw: grid steps per update (0.02); sgd: raw (0.1).")] = None,
-    optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
-    momentum: Annotated[float, typer.Option(help="Of sgd.")] = 0.0,
-    estimator: Annotated[str, typer.Option(help="Gradient estimator (thalweg list).")] = "ste",
-    schedule: Annotated[str, typer.Option(help="cosine or constant.")] = "cosine",
-    start: Annotated[str, typer.Option(help="Latent weights start at the float weights or at the point.")] = "float",
-    check_every: Annotated[int, typer.Option(help="Steps between looks at the frozen data.")] = 10,
-    tolerance: Annotated[
-        float | None, typer.Option(help="Rise in nats that counts as inside. Default ln 1.05.")
-    ] = None,
-    stop: Annotated[bool, typer.Option(help="Stop when inside for five checks.")] = True,
-    out: Annotated[Path | None, typer.Option(help="Run folder; an interrupted run in it resumes.")] = None,
-    seed: Seed = 0,
-    device: Device = "cpu",
-    as_json: Json = False,
-    strict: Strict = False,
-) -> None:
-    """Quantization-aware training from a point, with telemetry, until it is back inside."""
-    from .files import write_json
-    from .provenance import manifest
-    from .terminal import trajectory_view
-    from .train import Recipe
-    from .train import train as run
-
-    folder = out or Path("runs") / f"train-{point.stem}"
-    _writable(folder)
-    loaded, task, objective = _open(point, model, device, as_json)
-    recipe = Recipe(
-        steps=steps, optimizer=optimizer, lr=lr if lr is not None else (0.1 if optimizer == "sgd" else 0.02),
-        momentum=momentum, schedule=schedule, estimator=estimator, start=start, check_every=check_every, stop=stop,
-    )  # fmt: skip
-    if tolerance is not None:
-        recipe = replace(recipe, tolerance_nats=tolerance)
-    checkpoint = folder / "checkpoint.safetensors"
-    with _bar(as_json) as progress:
-        result = run(objective, loaded, task.train_batch, recipe, checkpoint=checkpoint, progress=progress)
-        for name, value in result.points.items():
-            value.save(folder / f"{name}.safetensors")
-        result.recovered.save(folder / "point.safetensors")
-        test = objective.evaluate(result.recovered.weights, task.test, task.metric)
-        summary = {**result.to_json(), "test": test, "float_test": objective.evaluate({}, task.test, task.metric)}
-        write_json(folder / "trajectory.json", summary)
-        write_json(folder / "manifest.json", manifest(device, seed))
-        checkpoint.unlink(missing_ok=True)
-    _emit(as_json, summary, trajectory_view(summary))
-    if not as_json:
-        console.print(f"Recovered point: [bold]{folder / 'point.safetensors'}[/bold]", highlight=False)
-    if strict and result.recovery_step is None:
-        raise typer.Exit(1)
-
-
+app.command(epilog="Example: [bold]thalweg train runs/points/digits-w2-nearest.safetensors --steps 500[/bold]")(train)
 app.command("recover", hidden=True, help="Another name of train.")(train)
 
 
@@ -323,7 +262,7 @@ def export(
     with _bar(as_json) as progress:
         progress(f"exporting to {to}", 0, 1)
         result = writer(loaded, task.model, folder, task.batches[0], task.tokenizer)
-        loss = objective.loss(loaded.weights)
+        loss = objective.loss(loaded.deployed)
     _emit(as_json, {**result.to_json(), "loss": loss})
     if not as_json:
         same = (

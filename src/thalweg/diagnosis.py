@@ -231,7 +231,7 @@ def diagnose(
     around = surroundings or survey_surroundings(objective, point.reference, point.step, t, depth)
     base = around.float_loss
     progress("segment", 1, 6)
-    losses = objective.losses(point.weights)
+    losses = objective.losses(point.deployed)
     loss = float(losses.mean())
     stderr = float((losses - around.float_losses).std() / math.sqrt(max(len(losses), 1))) if len(losses) > 1 else 0.0
     low = loss <= base + t.tolerance_nats
@@ -245,7 +245,7 @@ def diagnose(
     saturated = sum(row.saturated * row.weights for row in rows) / max(sum(row.weights for row in rows), 1)
     renewed = None
     if not low and math.isfinite(loss) and objective.has_norms and objective.batchnorm == "frozen":
-        renewed = objective.losses_with(point.weights, objective.reestimated(point.weights))
+        renewed = objective.losses_with(point.deployed, objective.reestimated(point.deployed))
     pull: Pull | None = None
     parts: Split | None = None
     values: tuple[float, ...] = ()
@@ -345,5 +345,5 @@ def certify(objective: Objective, failed: QuantizedPoint, found: QuantizedPoint,
     """Compare a failed point with a low-loss point on the same grid. Cost: one forward, one calibration."""
     changed, levels = found.changed(failed)
     failed_local, found_local = local_objectives(objective, [failed, found])
-    loss = objective.loss(found.weights)
+    loss = objective.loss(found.deployed)
     return Certificate(loss, loss - base, found.reach, changed, levels, failed_local, found_local)

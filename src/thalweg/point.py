@@ -30,7 +30,8 @@ class QuantizedPoint:
     """What a method chose. ``weights`` are the deployed values, decoded from ``codes``: the truth.
 
     ``provenance``: scheme, method, quantizer, seed, model, versions; ``notes``: what the method reported
-    per layer.
+    per layer. ``extra``: parameters and buffers outside the grids that differ from the float model (tuned norms,
+    re-estimated BatchNorm statistics), by name; losses of the point are those at ``deployed``.
     """
 
     reference: Point
@@ -38,6 +39,7 @@ class QuantizedPoint:
     grids: dict[str, Grid]
     provenance: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    extra: Point = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.codes.keys() == self.grids.keys() == self.reference.keys():
@@ -49,6 +51,11 @@ class QuantizedPoint:
     def weights(self) -> Point:
         """Deployed weights: float values at grid points, in the dtype of the reference."""
         return {n: g.decode(self.codes[n], self.reference[n].dtype) for n, g in self.grids.items()}
+
+    @property
+    def deployed(self) -> Point:
+        """Everything of the model that differs from the float model: ``{**weights, **extra}``."""
+        return {**self.weights, **self.extra}
 
     @cached_property
     def step(self) -> Point:
@@ -68,13 +75,14 @@ class QuantizedPoint:
 
     def to(self, device: torch.device | str) -> QuantizedPoint:
         """The same point on another device."""
-        moved = [{n: t.to(device) for n, t in part.items()} for part in (self.reference, self.codes)]
+        moved = [{n: t.to(device) for n, t in part.items()} for part in (self.reference, self.codes, self.extra)]
         grids = {n: g.to(device) for n, g in self.grids.items()}
-        return QuantizedPoint(moved[0], moved[1], grids, self.provenance, self.notes)
+        return QuantizedPoint(moved[0], moved[1], grids, self.provenance, self.notes, moved[2])
 
     def with_codes(self, codes: Mapping[str, Tensor], **provenance: Any) -> QuantizedPoint:
         """Another point on the same grids."""
-        return QuantizedPoint(self.reference, dict(codes), self.grids, {**self.provenance, **provenance})
+        made = {**self.provenance, **provenance}
+        return QuantizedPoint(self.reference, dict(codes), self.grids, made, extra=self.extra)
 
     def changed(self, other: QuantizedPoint) -> tuple[float, float]:
         """Share of codes that differ from another point on the same grid, and the mean number of levels
@@ -88,6 +96,7 @@ class QuantizedPoint:
         """Write one safetensors file, atomically. Reloading gives the same bits."""
         tensors: dict[str, Tensor] = {}
         layouts = {}
+        tensors.update({f"extra/{name}": value for name, value in self.extra.items()})
         for name, grid in self.grids.items():
             tensors[f"codes/{name}"] = self.codes[name]
             tensors[f"reference/{name}"] = self.reference[name]
@@ -132,12 +141,13 @@ class QuantizedPoint:
                     table=table,
                     **parts,
                 )
+            extra = {n.removeprefix("extra/"): t for n, t in tensors.items() if n.startswith("extra/")}
             whole = meta["codes"] == space.fingerprint(codes)
         except (KeyError, TypeError, ValueError) as error:
             raise ThalwegError(f"{path} is incomplete ({error}). Quantize again.") from None
         if not whole:
             raise ThalwegError(f"The codes in {path} do not match their own checksum. Quantize again.")
-        return cls(reference, codes, grids, meta["provenance"], meta["notes"])
+        return cls(reference, codes, grids, meta["provenance"], meta["notes"], extra)
 
 
 def quantize(

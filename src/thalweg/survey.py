@@ -231,7 +231,7 @@ class _Row:
         )  # fmt: skip
 
     def test(self, point: QuantizedPoint) -> dict[str, float]:
-        return self.objective.evaluate(point.weights, self.task.test, self.task.metric)
+        return self.objective.evaluate(point.deployed, self.task.test, self.task.metric)
 
     def recover(self, start: QuantizedPoint) -> tuple[Trajectory, list[QuantizedPoint]]:
         path: list[QuantizedPoint] = []

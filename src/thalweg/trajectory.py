@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from .errors import ThalwegError, unknown
 from .point import QuantizedPoint
 
+TRAINS = ("weights", "scales", "norms")
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
@@ -19,16 +21,27 @@ class Recipe:
     """How to train. Learning rates of ``adamw`` are in grid steps per update, those of ``sgd`` raw.
 
     ``steps``: budget. ``optimizer``: ``"adamw"``, ``"sgd"``, or a function from parameter groups to any torch
-    optimizer. ``schedule``: ``"cosine"`` decays to a tenth over the budget, ``"constant"`` does not.
-    ``estimator``: of the catalogue. ``start``: latent weights begin at the ``"float"`` weights (their rounding is
-    deployed first) or at the ``"point"``. ``check_every``: steps between looks at the frozen data.
-    ``patience``: checks in a row that must be inside. ``tolerance_nats``: τ. ``average``: decay of the latent
-    average per step. ``stop``: end when inside.
+    optimizer. ``lr``: None takes the estimator's preset (``sgd``: 0.02). ``schedule``: ``"cosine"`` decays to a tenth
+    over the budget, ``"constant"`` does not. ``estimator``: of the catalogue. ``start``: latent weights begin at the
+    ``"float"`` weights (their rounding is deployed first) or at the ``"point"``. ``check_every``: steps between looks
+    at the frozen data. ``patience``: checks in a row that must be inside. ``tolerance_nats``: τ. ``average``: decay of
+    the latent average per step. ``stop``: end when inside. ``seed``: of everything random in the recipe.
+
+    ``trains``: ``"weights"`` (and scales, where the estimator learns them), ``"scales"`` (codes stay as the point has
+    them) or ``"norms"`` (parameters of normalization layers; the point's weights stay).
+    ``distill``: share d of the loss ``(1-d)·task + d·KL(float ‖ quantized)``, 1: no labels (arXiv:1503.02531).
+    ``hidden``: weight of the relative squared error of every block's output against the float model's.
+    ``blockwise``: one block after another, each against its float output, each with an equal share of the steps.
+    ``lora``: rank r > 0: latent weights are ``w + A·B`` (merged, so that what is deployed is still on the grid).
+    ``damping``: final strength λ of ``λ|w - Q(w)|²``, raised along a cosine from 0 (arXiv:2203.11086, section 4.1).
+    ``freeze``: share of steps with a flip *back* beyond which a code is frozen; 0: never (the same, section 4.2).
+    ``refresh``: refit the grids to the latent weights every so many steps; 0: grids stay fixed.
+    ``batchnorm``: re-estimate BatchNorm statistics at the end from the calibration data.
     """
 
     steps: int = 300
     optimizer: str | OptimizerFactory = "adamw"
-    lr: float = 0.02
+    lr: float | None = None
     momentum: float = 0.0
     schedule: str = "cosine"
     estimator: str = "ste"
@@ -38,6 +51,49 @@ class Recipe:
     tolerance_nats: float = math.log(1.05)
     average: float = 0.98
     stop: bool = True
+    seed: int = 0
+    trains: str = "weights"
+    distill: float = 0.0
+    hidden: float = 0.0
+    blockwise: bool = False
+    lora: int = 0
+    damping: float = 0.0
+    freeze: float = 0.0
+    refresh: int = 0
+    batchnorm: bool = False
+
+    def check(self) -> None:
+        """Raise :class:`ThalwegError` where the recipe cannot run."""
+        if self.steps < 0 or self.check_every < 1:
+            raise ThalwegError(
+                f"A recipe of {self.steps} steps with a check every {self.check_every} cannot run. Use at least 1."
+            )
+        if self.start not in ("float", "point") or self.schedule not in ("cosine", "constant"):
+            raise ThalwegError(
+                f"Recipe start={self.start!r}, schedule={self.schedule!r} is unknown. "
+                "Use start 'float' or 'point', schedule 'cosine' or 'constant'."
+            )
+        if self.trains not in TRAINS:
+            raise unknown("trains", self.trains, TRAINS)
+        if not 0 <= self.distill <= 1 or not 0 <= self.freeze <= 1:
+            raise ThalwegError(
+                f"Recipe distill={self.distill}, freeze={self.freeze}: both are shares. Use numbers from 0 to 1."
+            )
+        if min(self.hidden, self.damping, self.lora, self.refresh) < 0:
+            raise ThalwegError(
+                f"Recipe hidden={self.hidden}, damping={self.damping}, lora={self.lora}, refresh={self.refresh}: "
+                "one is negative. Use 0 to switch it off."
+            )
+        if self.trains != "weights" and (self.lora or self.freeze or self.damping or self.refresh):
+            raise ThalwegError(
+                f"Recipe trains={self.trains!r} keeps the codes, so lora, freeze, damping and refresh have nothing to "
+                "act on. Leave them out, or train the weights."
+            )
+        if self.blockwise and (self.distill or self.hidden or self.trains == "norms"):
+            raise ThalwegError(
+                "Block-wise training has a loss of its own and moves weights or scales of one block. "
+                "Leave distillation and norms out."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -74,8 +130,10 @@ class Check:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What training did. ``points``: *best* (lowest frozen loss), *last*, *average*, and *first* inside where
-    there is one. ``recovery_step``: first check of the streak that stayed inside, or None."""
+    """What training did. ``points``: *best* (lowest frozen loss among the checks), *last*, *average* (the rounded
+    running mean of the latent weights, on the last grids), and *first* inside where there is one. The rule of
+    selection among them: lowest loss on the objective's frozen data, which are neither training nor test data.
+    ``recovery_step``: first check of the streak that stayed inside, or None."""
 
     checks: tuple[Check, ...]
     batch_losses: tuple[float, ...]

@@ -6,6 +6,7 @@ import torch
 from tests.conftest import small_batches, small_net, tiny_llama, tiny_tokens
 from thalweg import catalog, space
 from thalweg.errors import ThalwegError
+from thalweg.latent import Latent
 from thalweg.objective import Objective
 from thalweg.point import QuantizedPoint, quantize
 from thalweg.scheme import Scheme
@@ -15,7 +16,11 @@ SCHEMES = ("w8", "w3", "w2a", "w4g8p", "w4t", "ternary", "nf4", "fp4")
 
 
 def test_catalogue_has_what_is_promised_with_help():
-    assert {"nearest", "gptq"} <= set(METHODS) and {"absmax", "mse"} <= set(FITS) and "ste" in ESTIMATORS
+    assert (
+        {"nearest", "gptq"} <= set(METHODS)
+        and {"absmax", "mse"} <= set(FITS)
+        and {"ste", "clipped", "lsq", "parq", "binaryrelax", "ewgs", "elastic"} <= set(ESTIMATORS)
+    )
     for folder in catalog.FOLDERS:
         for name in catalog.names(folder):
             assert len(catalog.summary(folder, name)) > 10, (folder, name)
@@ -84,15 +89,21 @@ def test_quantizers_fit_positive_scales(fit, scheme, objective):
         assert bool((grid.scale > 0).all())
 
 
+@pytest.mark.parametrize("scheme", ("w2", "ternary", "w2g8ap"))
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_estimators_deploy_grid_points_and_pass_a_gradient(name, objective):
-    estimator = catalog.get("estimators", name)
-    for weight_name, grid in Scheme.parse("w2").grids(objective.weights).items():
-        latent = objective.weights[weight_name].clone().requires_grad_()
-        value = estimator(latent, grid)
-        assert torch.equal(value.detach(), grid.round(latent))
-        value.sum().backward()
-        assert latent.grad is not None and float(latent.grad.abs().sum()) > 0
+def test_estimators_deploy_grid_points_and_pass_a_gradient(name, scheme, objective):
+    estimator = catalog.get("estimators", name)()
+    point = quantize(objective, scheme)
+    latent = Latent(point, estimator, objective.weights)
+    for progress in (0.0, 0.5, 1.0):
+        latent.settle(progress)
+        assert all(torch.equal(w, point.grids[n].round(objective.weights[n])) for n, w in latent.deployed.items())
+    assert all(torch.equal(latent.live[n], w) for n, w in latent.deployed.items())  # hard at the end
+    gradient, scales = latent.pull({n: torch.ones_like(w) for n, w in latent.weights.items()})
+    assert all(float(g.abs().sum()) > 0 and g.shape == latent.weights[n].shape for n, g in gradient.items())
+    assert {n: s.shape for n, s in scales.items()} == (
+        {n: g.scale.shape for n, g in point.grids.items()} if estimator.learns_scale else {}
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

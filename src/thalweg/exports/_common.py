@@ -37,7 +37,7 @@ class Exported:
 
 
 def deployed_model(point: QuantizedPoint, model: nn.Module) -> nn.Module:
-    """A copy of the float model that carries the deployed weights.
+    """A copy of the float model that carries the deployed weights and the point's other tensors.
 
     Raises where the point was made from another model.
     """
@@ -56,6 +56,15 @@ def deployed_model(point: QuantizedPoint, model: nn.Module) -> nn.Module:
             )
         with torch.no_grad():
             parameters[name].copy_(value)
+    tensors = {**parameters, **dict(copied.named_buffers())}
+    for name, value in point.extra.items():
+        if name not in tensors or tensors[name].shape != value.shape:
+            raise ThalwegError(
+                f"The model has no parameter or buffer {name!r} of shape {tuple(value.shape)}. "
+                "Export with the model that the point was made from."
+            )
+        with torch.no_grad():
+            tensors[name].copy_(value)
     return copied
 
 

@@ -1,0 +1,305 @@
+"""Latent weights: float weights that training moves, with the grid point they round to and how often it changed.
+
+One pass per step rounds, counts flips, marks what ever flipped and renews the average. Where a tensor's memory is
+already in the order of its scales, the pass works through it in chunks that stay in the processor's cache;
+elsewhere, and with ``chunk=None``, it goes tensor by tensor through :class:`Grid` itself: the plain reference,
+equal bit for bit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from . import space
+from .errors import ThalwegError
+from .estimators._estimator import Estimator, Levels
+from .grid import TINY, Grid, take
+from .point import QuantizedPoint
+from .space import Point
+
+CHUNK = 65536
+"""Weights per chunk: 256 kB in float32."""
+MOMENTUM = 0.02
+"""Of the moving averages of flips and codes that freezing reads."""
+SMALLEST = 1e-3
+"""A learned scale stays above this share of its first value."""
+
+
+@dataclass
+class _Tile:
+    """Views of one chunk, ``[scales, weights per scale]``."""
+
+    weight: Tensor
+    live: Tensor
+    codes: Tensor
+    ever: Tensor
+    average: Tensor
+    scale: Tensor
+    zero: Tensor | None
+    rows: slice
+
+
+class Latent:
+    """The moving part of a training run.
+
+    ``weights``: latent weights. ``scale``, ``zero``: of every grid (they move where the estimator or a refit says
+    so). ``codes``: of the rounded latent weights. ``live``: the weights of the forward pass. ``held``: codes stay
+    as they are and only scales move.
+    """
+
+    def __init__(
+        self,
+        point: QuantizedPoint,
+        estimator: Estimator,
+        origin: Mapping[str, Tensor],
+        *,
+        freeze: float = 0.0,
+        held: bool = False,
+        chunk: int | None = CHUNK,
+    ):
+        self.estimator, self.freeze, self.held, self.chunk = estimator, freeze, held, chunk
+        self.start = point.grids
+        self.learns_scale = estimator.learns_scale or held
+        self.levels = {n: Levels.of(g) for n, g in point.grids.items()}
+        for name, grid in point.grids.items():
+            if grid.count > estimator.most_levels:
+                raise ThalwegError(
+                    f"Grid {grid.name!r} of {name!r} has {grid.count} levels; this estimator takes at most "
+                    f"{estimator.most_levels}. Use the estimator lsq."
+                )
+        self.weights: Point = {n: w.detach().clone(memory_format=torch.contiguous_format) for n, w in origin.items()}
+        self.average = space.clone(self.weights)
+        self.scale: Point = {n: g.scale.detach().clone() for n, g in point.grids.items()}
+        self.zero: Point = {n: g.zero.detach().clone() for n, g in point.grids.items() if g.zero is not None}
+        self.codes = space.clone(point.codes) if held else {n: g.encode(origin[n]) for n, g in point.grids.items()}
+        self.live: Point = {n: torch.empty_like(w) for n, w in self.weights.items()}
+        self.ever: Point = {n: torch.zeros_like(w, dtype=torch.bool) for n, w in self.weights.items()}
+        self.oscillation: Point = {}
+        if freeze > 0:
+            for name, codes in self.codes.items():
+                self.oscillation[f"rate/{name}"] = torch.zeros_like(self.weights[name], dtype=torch.float32)
+                self.oscillation[f"code/{name}"] = codes.float()
+                self.oscillation[f"sign/{name}"] = torch.zeros_like(codes, dtype=torch.int8)
+                self.oscillation[f"frozen/{name}"] = torch.zeros_like(codes, dtype=torch.bool)
+        self.tiles = {n: self._tiles(n) for n in self.weights}
+        self.settle(0.0)
+        self.ever = {n: e.zero_() for n, e in self.ever.items()}
+
+    # -- grids ---------------------------------------------------------------------------------
+
+    def grid(self, name: str) -> Grid:
+        """The grid as it is now, sharing memory with :attr:`scale`."""
+        return replace(self.start[name], scale=self.scale[name], zero=self.zero.get(name))
+
+    @property
+    def moved(self) -> bool:
+        """True where a grid differs from that of the start."""
+        return any(
+            not torch.equal(g.scale, self.scale[n]) or (g.zero is not None and not torch.equal(g.zero, self.zero[n]))
+            for n, g in self.start.items()
+        )
+
+    @property
+    def deployed(self) -> Point:
+        """The rounded point; :attr:`live` itself unless the estimator is soft. Cost: one decoding pass if so."""
+        if self.estimator.soft is None or self.held:
+            return self.live
+        return {n: self.grid(n).decode(c, self.weights[n].dtype) for n, c in self.codes.items()}
+
+    def encode(self, weights: Mapping[str, Tensor]) -> Point:
+        """Codes of other weights on the grids as they are now."""
+        return {n: self.grid(n).encode(w) for n, w in weights.items()}
+
+    @torch.no_grad()
+    def refit(self, grids: Mapping[str, Grid]) -> None:
+        """Take over scales and zero points."""
+        for name, grid in grids.items():
+            self.scale[name].copy_(grid.scale)
+            if grid.zero is not None:
+                self.zero[name].copy_(grid.zero)
+
+    # -- one step ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def settle(self, progress: float, fold: float | None = None) -> int:
+        """Round the latent weights as they are now; returns how many codes changed.
+
+        ``fold``: also move the average, keeping this share of it. Cost: about ten passes in cache.
+        """
+        if self.learns_scale:
+            for name, scale in self.scale.items():
+                torch.maximum(scale, (self.start[name].scale * SMALLEST).clamp_(min=TINY), out=scale)
+        counts = [
+            self._settle_tile(tile, self.levels[name], progress, fold) if tile else self._settle(name, progress, fold)
+            for name, tiles in self.tiles.items()
+            for tile in tiles or [None]
+        ]
+        return int(torch.stack(counts).sum()) if counts else 0
+
+    def _settle(self, name: str, progress: float, fold: float | None) -> Tensor:
+        """The plain way, and the only one with freezing or held codes."""
+        weight, grid = self.weights[name], self.grid(name)
+        if self.held:
+            self.live[name].copy_(grid.decode(self.codes[name], weight.dtype))
+            return torch.zeros((), dtype=torch.long, device=weight.device)
+        fresh = grid.encode(weight)
+        if self.freeze > 0:
+            fresh = self._freeze(name, fresh)
+        moved = fresh != self.codes[name]
+        self.ever[name] |= moved
+        self.codes[name].copy_(fresh)
+        if self.freeze > 0:
+            frozen = self.oscillation[f"frozen/{name}"]
+            weight.copy_(torch.where(frozen, grid.decode(fresh, weight.dtype), weight))
+        soft = self.estimator.soft
+        if soft is None:
+            self.live[name].copy_(grid.decode(fresh, weight.dtype))
+        else:
+            x, zero = self._units(name, weight)
+            value = soft(x, self.levels[name], progress)
+            value = value if zero is None else value - zero
+            value = grid.layout.unblocks(value * grid.scale.unsqueeze(-1))
+            self.live[name].copy_(self._columns(name, value, divide=True))
+        if fold is not None:
+            self.average[name].lerp_(weight, 1 - fold)
+        return torch.count_nonzero(moved)
+
+    def _settle_tile(self, t: _Tile, levels: Levels, progress: float, fold: float | None) -> Tensor:
+        x = t.weight / t.scale
+        if t.zero is not None:
+            x.add_(t.zero)
+        value = None if self.estimator.soft is None else self.estimator.soft(x, levels, progress)
+        code = x.round_().sub_(levels.low).clamp_(0, levels.high - levels.low)
+        fresh = code.to(torch.uint8)
+        moved = fresh != t.codes
+        t.ever.logical_or_(moved)
+        t.codes.copy_(fresh)
+        if value is None:
+            value = code.add_(levels.low)
+        if t.zero is not None:
+            value.sub_(t.zero)
+        torch.mul(value, t.scale, out=t.live)
+        if fold is not None:
+            t.average.lerp_(t.weight, 1 - fold)
+        return torch.count_nonzero(moved)
+
+    def _freeze(self, name: str, fresh: Tensor) -> Tensor:
+        """Codes with oscillating ones held at their running mean (Nagel et al., arXiv:2203.11086, algorithm 1)."""
+        rate, mean, sign, frozen = (self.oscillation[f"{k}/{name}"] for k in ("rate", "code", "sign", "frozen"))
+        fresh = torch.where(frozen, self.codes[name], fresh)
+        change = (fresh.int() - self.codes[name].int()).sign().to(torch.int8)
+        back = (change != 0) & (sign != 0) & (change != sign)
+        rate.lerp_(back.float(), MOMENTUM)
+        mean.lerp_(fresh.float(), MOMENTUM)
+        sign.copy_(torch.where(change != 0, change, sign))
+        new = (rate > self.freeze) & ~frozen
+        frozen |= new
+        return torch.where(new, mean.round().to(torch.uint8), fresh)
+
+    @torch.no_grad()
+    def pull(self, gradient: Point, damping: float = 0.0) -> tuple[Point, Point]:
+        """Gradients of latent weights and of scales from the gradient at :attr:`live`, which may be overwritten.
+
+        ``damping`` adds that of ``damping · |w - Q(w)|²`` over unsaturated weights (Nagel et al., arXiv:2203.11086,
+        equation 6). Cost: none for ``ste``, else about five passes in cache.
+        """
+        est, scales = self.estimator, {}
+        plain = est.inside is None and est.factor is None and not self.learns_scale
+        if not plain:
+            out = {}
+            for name, g in gradient.items():
+                tiles = self.tiles[name]
+                out[name], terms = self._pull(name, g) if tiles is None else self._pull_tiles(name, tiles, g)
+                if terms is not None:
+                    scales[name] = terms * self._gradient_scale(name)
+            gradient = out
+        if damping:
+            for name, g in gradient.items():
+                w, q = self.weights[name], self.grid(name).decode(self.codes[name], self.weights[name].dtype)
+                low, high = self.grid(name).bounds(w.dtype)
+                g.add_((w - q) * ((w >= low) & (w <= high)), alpha=2 * damping)
+        if self.freeze > 0:
+            for name, g in gradient.items():
+                g.masked_fill_(self.oscillation[f"frozen/{name}"], 0.0)
+        return gradient, scales
+
+    def _pull(self, name: str, g: Tensor) -> tuple[Tensor, Tensor | None]:
+        layout, levels = self.start[name].layout, self.levels[name]
+        q = take(levels.values, layout.blocks(self.codes[name]))
+        blocks = layout.blocks(self._columns(name, g.float(), divide=True))
+        x, zero = self._units(name, self.weights[name])
+        if self.held:
+            return g, (blocks * (q if zero is None else q - zero)).sum(-1)
+        pulled, terms = self.estimator.pull(x, q, zero, blocks, levels)
+        pulled = self._columns(name, layout.unblocks(pulled), divide=False).to(g.dtype)
+        return pulled, None if terms is None else terms.sum(-1)
+
+    def _pull_tiles(self, name: str, tiles: list[_Tile], g: Tensor) -> tuple[Tensor, Tensor | None]:
+        g, levels = g.contiguous(), self.levels[name]
+        flat = g.view(-1, tiles[0].weight.shape[1])
+        sums = torch.empty_like(self.scale[name]).view(-1) if self.estimator.learns_scale else None
+        for t in tiles:
+            x = t.weight / t.scale
+            if t.zero is not None:
+                x.add_(t.zero)
+            q = t.codes.float().add_(levels.low)
+            pulled, terms = self.estimator.pull(x, q, t.zero, flat[t.rows], levels)
+            flat[t.rows] = pulled
+            if terms is not None and sums is not None:
+                torch.sum(terms, -1, out=sums[t.rows])
+        return g, None if sums is None else sums.view_as(self.scale[name])
+
+    def _gradient_scale(self, name: str) -> float:
+        """``1/√(N·Qp)`` of LSQ."""
+        values = self.levels[name].values
+        per_scale = self.weights[name].numel() / max(self.scale[name].numel(), 1)
+        highest = float(values.max()) if float(values.max()) > 0 else float(values.abs().max())
+        return 1 / math.sqrt(max(per_scale * highest, TINY))
+
+    # -- views ---------------------------------------------------------------------------------
+
+    def _units(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        w = self._columns(name, weight.float(), divide=False)
+        x = self.start[name].layout.blocks(w) / self.scale[name].unsqueeze(-1)
+        zero = self.zero.get(name)
+        return (x, None) if zero is None else (x + zero.unsqueeze(-1), zero.unsqueeze(-1))
+
+    def _columns(self, name: str, weight: Tensor, divide: bool) -> Tensor:
+        """The weight with the grid's column factors multiplied in, or divided out."""
+        layout, factor = self.start[name].layout, self.start[name].columns
+        if factor is None:
+            return weight
+        matrix = layout.matrix(weight)
+        return layout.tensor(matrix / factor if divide else matrix * factor)
+
+    def _tiles(self, name: str) -> list[_Tile] | None:
+        """Chunks of a tensor, or None where it must go the plain way."""
+        weight, grid = self.weights[name], self.start[name]
+        if self.chunk is None or self.held or self.freeze > 0 or weight.dtype != torch.float32:
+            return None
+        if not grid.uniform or grid.columns is not None:
+            return None
+        blocks = grid.layout.blocks(weight)
+        if not weight.numel() or blocks.data_ptr() != weight.data_ptr() or blocks.numel() != weight.numel():
+            return None
+        if not blocks.is_contiguous() or blocks.shape[:-1] != grid.scale.shape:
+            return None
+        width = blocks.shape[-1]
+        per = max(1, self.chunk // width) if weight.device.type == "cpu" else blocks.numel() // width
+        zero = self.zero.get(name)
+        view = lambda t, rows, w=width: t.view(-1, w)[rows]
+        return [
+            _Tile(
+                *(view(t[name], rows) for t in (self.weights, self.live, self.codes, self.ever, self.average)),
+                view(self.scale[name], rows, 1),
+                None if zero is None else view(zero, rows, 1),
+                rows,
+            )
+            for first in range(0, blocks.numel() // width, per)
+            for rows in [slice(first, first + per)]
+        ]
