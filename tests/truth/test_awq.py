@@ -17,7 +17,6 @@ from thalweg.methods.awq import awq, column_factors, importance, scaled
 from thalweg.methods.gptq import output_error
 from thalweg.objective import Objective
 from thalweg.point import quantize
-from thalweg.quantizers.absmax import absmax
 
 
 class Mlp(nn.Module):
@@ -178,10 +177,10 @@ def test_convolutions_share_factors_over_taps_and_groups():
 
 def test_a_grid_scaled_by_ones_is_absmax_and_pow2_factors_are_powers_of_two():
     objective = mlp_objective()
+    absmax = quantize(objective, "w2a", fit="absmax").grids
     for name, grid in quantize(objective, "w2a").grids.items():
-        w = objective.weights[name]
-        same, full = scaled(grid, w, torch.ones(grid.layout.columns)), absmax(w, grid.layout, grid.levels, True)
-        assert torch.allclose(same.scale, full[0], rtol=1e-6) and torch.equal(same.zero, full[1])
+        same = scaled(grid, objective.weights[name], torch.ones(grid.layout.columns))
+        assert torch.allclose(same.scale, absmax[name].scale, rtol=1e-6) and torch.equal(same.zero, absmax[name].zero)
     factors = column_factors(torch.rand(64, generator=torch.Generator().manual_seed(0)) + 0.01, 0.7, "pow2")
     assert torch.equal(factors.log2(), factors.log2().round()) and len(factors.unique()) > 2
 

@@ -15,7 +15,6 @@ from ..formats import TINY
 from ..grid import Grid, Rounding
 from ..layers import patches
 from ..objective import Objective
-from ..quantizers.absmax import absmax
 from ..task import Progress, silent
 from .gptq import output_error
 
@@ -194,7 +193,14 @@ def scaled(grid: Grid, weight: Tensor, factors: Tensor) -> Grid:
     if grid.levels.ndim == 3:
         full, wide = (layout.blocks(w).abs().amax(-1).clamp(min=TINY) for w in (weight, stretched))
         return replace(_widened(grid, wide / full), columns=factors)
-    scale, zero = absmax(stretched, layout, grid.levels, grid.zero is not None)
+    low, high = layout.blocks(stretched).aminmax(dim=-1)
+    if grid.zero is None:
+        scale = torch.maximum(high, -low) / ((grid.levels[-1] - grid.levels[0]) / 2)
+        zero = None
+    else:
+        low = low.clamp(max=0.0)
+        scale = ((high.clamp(min=0.0) - low) / (grid.count - 1)).clamp(min=TINY)
+        zero = (grid.levels[0] - low / scale).round().clamp(grid.levels[0], grid.levels[-1])
     if grid.tensor_scale is not None:
         grid = replace(grid, tensor_scale=grid.tensor_scale * scale.max() / grid.scale.max())
     return replace(_widened(grid, scale / grid.scale), zero=zero, columns=factors)
