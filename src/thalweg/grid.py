@@ -198,8 +198,11 @@ class Grid:
 
         Shape and dtype of the weight. On a uniform grid this is the scale, over the column factor.
         """
-        if self.uniform and self.columns is None:
-            return self.layout.spread(self.scale).to(weight.dtype).contiguous()
+        if self.uniform:
+            step = self.layout.spread(self.scale)
+            if self.columns is not None:
+                step = self.layout.tensor(self.layout.matrix(step) / self.columns)
+            return step.to(weight.dtype).contiguous()
         lower, upper = self.bracket(weight)
         return self.decode(upper, weight.dtype) - self.decode(lower, weight.dtype)
 

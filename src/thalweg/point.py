@@ -16,7 +16,7 @@ from .errors import ThalwegError
 from .files import read_tensors, write_tensors
 from .grid import Grid, Layout, Rounding
 from .objective import Objective
-from .scheme import Scheme
+from .scheme import Scheme, calibrated, importance
 from .space import Point
 from .task import Progress, silent
 
@@ -168,7 +168,8 @@ def quantize(
         objective: the model and its data, or a synthetic landscape.
         scheme: such as ``"w4g128"``, see :mod:`thalweg.scheme`.
         method: a rounding method of the catalogue (``thalweg list``).
-        fit: the quantizer that fits scales: ``"mse"`` or ``"absmax"``.
+        fit: the quantizer that fits scales, such as ``"mse"``, ``"absmax"``, or ``"activation"`` (one more
+            calibration forward).
         seed: of random methods.
         keep_float: globs of layers left unquantized, such as ``("lm_head",)``.
         grids: use these instead of fitting (to compare methods on one grid).
@@ -185,7 +186,9 @@ def quantize(
     reports = {"progress": progress} if "progress" in catalog.options("methods", method) else {}
     parsed = Scheme.parse(scheme, keep_float)
     if grids is None:
-        grids = parsed.grids(objective.weights, objective.axes, fit)
+        layouts = parsed.layouts(objective.weights, objective.axes)
+        columns = importance(objective, layouts) if calibrated(fit) else None
+        grids = parsed.grids(objective.weights, objective.axes, fit, columns)
     result = chosen(objective, grids, seed, **reports, **options)
     rounding = result if isinstance(result, Rounding) else Rounding(result)
     return QuantizedPoint(

@@ -91,9 +91,5 @@ class Codebook:
             gap, middle = self.levels[j + 1] - self.levels[j], (self.levels[j + 1] + self.levels[j]) / 2
             up = (before <= j) & (after > j)
             down = (before > j) & (after <= j)
-            total = (
-                total
-                + torch.where(up, gap * (unit - middle), 0)
-                + torch.where(down, gap * (middle - unit), 0)
-            )
+            total = total + torch.where(up, gap * (unit - middle), 0) + torch.where(down, gap * (middle - unit), 0)
         return total * self.scale.square()

@@ -88,9 +88,7 @@ def check_latent_control(instances: int = 1000, seed: int = 0) -> Check:
         # the share that trains is taken over starts for which Theorem C promises entry in time
         h = 0.5 * river.basis.abs().sum((1, 2))
         z0 = river.coordinates(start).squeeze(1) * river.coordinates(start.round()).squeeze(1).sign()
-        soon = (
-            theorem_c(rate.squeeze(1), river.radius, h, river.wall.slope(river.radius), 0.0, z0).steps < 4000
-        )
+        soon = theorem_c(rate.squeeze(1), river.radius, h, river.wall.slope(river.radius), 0.0, z0).steps < 4000
         entered, slower = annealed(river.keep(soon), start[soon], rate[soon].squeeze(1), 4000)
         recovered, total, late = recovered + int(entered.sum()), total + int(soon.sum()), late + slower
         out.count(len(start), int((latent.entered | ~still).sum()))

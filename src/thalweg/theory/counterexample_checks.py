@@ -60,9 +60,7 @@ def check_straddling(instances: int = 1000, seed: int = 0) -> Check:
         period = torch.zeros(count, dtype=torch.bool)
         seen: list[Tensor] = []
 
-        def watch(
-            k: int, w: Tensor, q: Tensor, g: Tensor, outside: Tensor, seen: list[Tensor] = seen
-        ) -> None:
+        def watch(k: int, w: Tensor, q: Tensor, g: Tensor, outside: Tensor, seen: list[Tensor] = seen) -> None:
             seen.append(q)
 
         course = simulate(
@@ -87,8 +85,7 @@ def check_straddling(instances: int = 1000, seed: int = 0) -> Check:
         nearby += int((heights.abs() <= radius.unsqueeze(1)).any(1).sum())
     return out.check(
         "straddling pair (7.1)",
-        "If gap·|ν_i| > 2R and the river lies midway, small steps end in a two-cycle around the basin for "
-        "ever.",
+        "If gap·|ν_i| > 2R and the river lies midway, small steps end in a two-cycle around the basin for ever.",
         "ours",
         TEST + "test_straddling",
         share_with_a_good_point_within_a_level=nearby / out.instances,
@@ -174,9 +171,7 @@ def check_saturation(instances: int = 600, seed: int = 0) -> Check:
     book = Codebook(levels, torch.ones(1, 1, dtype=torch.float64))
     rate = 0.1 / river.wall.slope(radius + 3.5).unsqueeze(1)
     steps = int((4 / (rate.squeeze(1) * river.wall.slope(radius))).max().clamp(max=3000)) + 2
-    limit = theorem_a(
-        rate.squeeze(1), radius, 0.5, river.wall.slope(radius), 0.0, start[:, 0] - centre[:, 0]
-    ).steps
+    limit = theorem_a(rate.squeeze(1), radius, 0.5, river.wall.slope(radius), 0.0, start[:, 0] - centre[:, 0]).steps
     free = simulate(river.gradient, start, book.round, rate, steps, inside=river.inside)
     w, entered = start.clone(), torch.zeros(count, dtype=torch.bool)
     for _ in range(300):
@@ -230,9 +225,7 @@ def check_misaligned(instances: int = 1000, seed: int = 0) -> Check:
         rate = (1e-3 * rho * cosine / g.norm(dim=1)).unsqueeze(1)
         moved = (w - rate * g).norm(dim=1) > w.norm(dim=1)
         margin = (river.metric_normal(w) * g).sum(1)
-        named = theorem_b(rate.squeeze(1), radius, rho, margin, g.norm(dim=1), w.norm(dim=1)).holds[
-            "inward margin"
-        ]
+        named = theorem_b(rate.squeeze(1), radius, rho, margin, g.norm(dim=1), w.norm(dim=1)).holds["inward margin"]
         out.count(count, int(((moved != outward) | (named == outward)).sum()))
     return out.check(
         "misaligned wall (7.5)",

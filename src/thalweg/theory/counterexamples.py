@@ -171,8 +171,7 @@ def saturated_clip() -> Trap:
         0.6,
         0.3,
         1.0,
-        "The latent weight 7.3 lies beyond the top level 7, so that the clipped gradient is zero and it "
-        "never moves.",
+        "The latent weight 7.3 lies beyond the top level 7, so that the clipped gradient is zero and it never moves.",
         "Pass the gradient to saturated weights, as the library's estimator does.",
     )
 
@@ -208,7 +207,5 @@ def cured(trap: Trap) -> Trap | None:
         return trap  # the cure is plain straight-through training
     if trap.name == "straddling pair":
         levels = torch.arange(-64, 64, dtype=torch.float32)
-        return replace(
-            trap, grid=Grid(trap.grid.layout, levels, torch.full_like(trap.grid.scale, 0.25), None, "finer")
-        )
+        return replace(trap, grid=Grid(trap.grid.layout, levels, torch.full_like(trap.grid.scale, 0.25), None, "finer"))
     return None

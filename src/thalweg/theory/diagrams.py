@@ -208,9 +208,7 @@ def density(columns: int = 40, size: int = 64, phases: int = 8, steps: int = 300
     )
 
 
-def codimension(
-    columns: int = 20, rows: int = 44, size: int = 256, instances: int = 24, seed: int = 0
-) -> Diagram:
+def codimension(columns: int = 20, rows: int = 44, size: int = 256, instances: int = 24, seed: int = 0) -> Diagram:
     """(iii) Basin width against the share of wall directions: rounding's line √(D/(12n)) and training's band.
 
     Class from the rms normal distance of rounding and of training's iterates, and from the best iterate.

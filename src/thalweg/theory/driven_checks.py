@@ -106,12 +106,8 @@ def check_noise(instances: int = 2000, seed: int = 0) -> Check:
         start = starts(gen, river, uniform(gen, (count * 8,), 0.8, 1.0))
         v = top * outer**2 * noise.square()
         room = (0.5 * outer**2 - 0.5 * river.depth(start).square()) * margin / (v * math.log(1 / delta))
-        rate = torch.minimum(margin / (top * (largest + spread).square()), room) * uniform(
-            gen, (count * 8,), 0.4, 1.0
-        )
-        bound = theorem_e(
-            rate, 1.0, outer, rho, margin, largest, spread, noise, river.depth(start), delta, top
-        )
+        rate = torch.minimum(margin / (top * (largest + spread).square()), room) * uniform(gen, (count * 8,), 0.4, 1.0)
+        bound = theorem_e(rate, 1.0, outer, rho, margin, largest, spread, noise, river.depth(start), delta, top)
         use = first_few(bound.valid & ~river.inside(rounding(start)) & (bound.steps < 20 * LONGEST), count)
         some, phase, size = river.keep(use), rounding(torch.zeros_like(start))[use], noise[use].unsqueeze(1)
         draw = torch.Generator().manual_seed(seed + 1)

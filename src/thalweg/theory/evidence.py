@@ -47,9 +47,7 @@ class Evidence:
             return None
         return float(every.min()), float(every.median()), float(every.max())
 
-    def check(
-        self, name: str, statement: str, origin: str, test: str, note: str = "", **figures: Any
-    ) -> Check:
+    def check(self, name: str, statement: str, origin: str, test: str, note: str = "", **figures: Any) -> Check:
         """The finished check."""
         plain = {k: float(v) if isinstance(v, Tensor) else v for k, v in figures.items()}
         return Check(

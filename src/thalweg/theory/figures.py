@@ -33,8 +33,7 @@ def _figure(height: float) -> tuple[Any, Any]:
         from matplotlib.figure import Figure
     except ImportError:
         raise ThalwegError(
-            "Drawing the diagrams needs matplotlib, which is not installed. Run `pip install "
-            "thalweg[report]`."
+            "Drawing the diagrams needs matplotlib, which is not installed. Run `pip install thalweg[report]`."
         ) from None
     return matplotlib, Figure(figsize=(4.6, height), layout="constrained")
 

@@ -67,9 +67,7 @@ def check_sign_lemma(instances: int = 1000, seed: int = 0) -> Check:
                 counts[rule] += int(moved.sum())
                 wrong[rule] += int((moved & (jump.sign() != -at.sign())).sum())
                 if rule == "ste":
-                    bound = -(jump.abs() * at.abs()).sum(1) + 0.5 * _top_of(
-                        hessian, moved
-                    ) * jump.square().sum(1)
+                    bound = -(jump.abs() * at.abs()).sum(1) + 0.5 * _top_of(hessian, moved) * jump.square().sum(1)
                     excess = torch.maximum(excess, loss(q) - loss(before) - bound)
             last[:] = [q, g]
 
@@ -143,18 +141,14 @@ def check_few_chatter(instances: int = 150, seed: int = 0) -> Check:
             most, far = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.float64)
             seen: list[Tensor] = []
 
-            def watch(
-                k: int, w: Tensor, q: Tensor, g: Tensor, outside: Tensor, seen: list[Tensor] = seen
-            ) -> None:
+            def watch(k: int, w: Tensor, q: Tensor, g: Tensor, outside: Tensor, seen: list[Tensor] = seen) -> None:
                 nonlocal most, far
                 if seen:
                     most = torch.maximum(most, (q != seen[0]).sum(1))
                 far = torch.maximum(far, (w - centre).norm(dim=1))  # noqa: B023
                 seen[:] = [q]
 
-            course = simulate(
-                gradient, centre, lattice(1.0), rate.unsqueeze(1), steps, observe=watch, stop=False
-            )
+            course = simulate(gradient, centre, lattice(1.0), rate.unsqueeze(1), steps, observe=watch, stop=False)
             stayed = far <= reach
             if steps == 3000:
                 out.count(int(stayed.sum()), int((stayed & (most > codim)).sum()))
@@ -163,8 +157,7 @@ def check_few_chatter(instances: int = 150, seed: int = 0) -> Check:
                 broken += int((most > codim).sum())
     return out.check(
         "at most n chatter",
-        "With a gradient in n dimensions and steps below an explicit length, at most n weights flip per "
-        "step.",
+        "With a gradient in n dimensions and steps below an explicit length, at most n weights flip per step.",
         "ours",
         TEST + "test_lemmas",
         flips_seen=flips,

@@ -41,9 +41,7 @@ def check_theorem_b(instances: int = 2000, seed: int = 0) -> Check:
         spread = (river.form / river.metric).amax(1) / (river.form / river.metric).amin(1)
         cosine = 2 * spread.sqrt() / (1 + spread)
         need = top / cosine  # R > λ₁ρ / (√λ_d cosϕ), λ_d = 1
-        gap, rounding = random_grids(
-            gen, count, size, (1 / (need * uniform(gen, (count,), 1.05, 2.0))).unsqueeze(1)
-        )
+        gap, rounding = random_grids(gen, count, size, (1 / (need * uniform(gen, (count,), 1.05, 2.0))).unsqueeze(1))
         gap = gap / widest(river, gap).unsqueeze(1) / (need * uniform(gen, (count,), 1.05, 2.0)).unsqueeze(1)
         rounding = lattice(gap, gap * uniform(gen, (count, size)))
         rho = widest(river, gap)

@@ -106,16 +106,11 @@ def render(checks: Sequence[Check], diagrams: Sequence[Diagram | Times], about: 
         f"were run on "
         f"{instances} instances. "
         + ("None was contradicted." if not broken else f"Contradicted: {', '.join(broken)}.")
-        + (
-            f" In the phase diagrams {share} do what the formulas say."
-            if diagrams
-            else ""
-        )
+        + (f" In the phase diagrams {share} do what the formulas say." if diagrams else "")
     )
     numeric = ("Instances", "Violations", "Seconds")
     heads = "".join(
-        f'<th scope="col"{" class=n" if c in numeric else ""}><button type="button">{c}</button></th>'
-        for c in COLUMNS
+        f'<th scope="col"{" class=n" if c in numeric else ""}><button type="button">{c}</button></th>' for c in COLUMNS
     )
     rows = "".join(map(_row, checks))
     table = f'<table class="sortable"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'

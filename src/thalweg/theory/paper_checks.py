@@ -34,9 +34,7 @@ def _paper_affine(
     slope = river.wall.slope(ones)
     # G on the tube, by its own bound: the softplus slope never exceeds μ
     largest = ((river.wall.stiff * top.sqrt()).square() + drift.square().sum(1)).sqrt()
-    rho = (
-        1 / (2 * top.sqrt() * (largest / slope * top.sqrt()).clamp(min=1)) / uniform(gen, (count,), 1.02, 1.6)
-    )
+    rho = 1 / (2 * top.sqrt() * (largest / slope * top.sqrt()).clamp(min=1)) / uniform(gen, (count,), 1.02, 1.6)
     gap = uniform(gen, (count, size), 0.4, 1.0)
     gap = gap * (2 * rho / gap.norm(dim=1)).unsqueeze(1)
     phase = lattice(gap, gap * uniform(gen, (count, size)))
@@ -74,9 +72,7 @@ def check_theorem1(instances: int = 2000, seed: int = 0) -> Check:
         gen, (count,), 0.4, 1.0
     )
     bound = theorem1(rate, 1.0, k["rho"], k["slope"], k["G"], z0.abs(), 1.0, 1.0, k["P"], k["tube"])
-    use = first_few(
-        bound.valid & ~circle.inside(rounding(start)) & (bound.steps < LONGEST), math.ceil(instances / 4)
-    )
+    use = first_few(bound.valid & ~circle.inside(rounding(start)) & (bound.steps < LONGEST), math.ceil(instances / 4))
     out.add(*first_entries(circle, start, rounding, gap, rate, bound.steps, use))
     ratio = torch.cat(sharper)
     return out.check(
@@ -134,20 +130,14 @@ def check_corollaries(instances: int = 1000, seed: int = 0) -> Check:
             some.gradient, start[use], lattice(gap[use], phase), rate[use].unsqueeze(1),
             int(first.steps[use].max()) + 1, inside=some.inside,
         )  # fmt: skip
-        reached = _deployed_at_entry(
-            some, start[use], lattice(gap[use], phase), rate[use].unsqueeze(1), course.entry
-        )
+        reached = _deployed_at_entry(some, start[use], lattice(gap[use], phase), rate[use].unsqueeze(1), course.entry)
         flat = some.wall.height(some.radius)
         loss = some.loss(start[use])
         got = some.loss(reached)
         time = course.entry.double()
         pieces = {n: v[use] for n, v in k.items()}
-        one = corollary1(
-            loss, flat, speed[use], pieces["rho"], 1.0, rate[use], time, pieces["G"], pieces["L"]
-        ).steps
-        two = corollary2(
-            loss, flat, speed[use] * 0.99, pieces["rho"], 1.0, rate[use], time, pieces["G"], pieces["L"]
-        )
+        one = corollary1(loss, flat, speed[use], pieces["rho"], 1.0, rate[use], time, pieces["G"], pieces["L"]).steps
+        two = corollary2(loss, flat, speed[use] * 0.99, pieces["rho"], 1.0, rate[use], time, pieces["G"], pieces["L"])
         out.add(got - loss, one - loss)
         out.count(int(two.valid.sum()), int(((got > two.steps) & two.valid).sum()))
         second += int(two.valid.sum())

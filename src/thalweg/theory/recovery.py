@@ -59,9 +59,7 @@ def theorem1(
     L_P; ``tube``: R_U. Source: arXiv 2606.09012. Note (2.1): where its width condition holds and the
     checkpoint lies deep in the basin, rounding cannot leave the basin and there is nothing to recover
     from."""
-    eta, r, e, c, g, d0, l1, ld, lp, ru = _all(
-        rate, radius, rho, slope, gradient, start, top, bottom, projection, tube
-    )
+    eta, r, e, c, g, d0, l1, ld, lp, ru = _all(rate, radius, rho, slope, gradient, start, top, bottom, projection, tube)
     width = e * (1 + lp) * l1.sqrt()
     margin = c * ld.sqrt() * r - l1 * (1 + lp) * e * g
     steps = 1 + (d0.square() - (r - width).square()).clamp(min=0) / (eta * margin)
@@ -156,9 +154,7 @@ def margin_radial(
     return g * (c * ld.sqrt() * r - l1 * e)
 
 
-def theorem_c(
-    rate: Number, radius: Number, support: Number, slope: Number, jump: Number, start: Number
-) -> Bound:
+def theorem_c(rate: Number, radius: Number, support: Number, slope: Number, jump: Number, start: Number) -> Bound:
     """Theorem C (6.2), codimension 1, any ratio of grid to basin: ``T ≤ 1 + (|z_0| - R + h)_+ / (ηc)`` if no
     step moves the deployed point across the basin, ``jump = max |z(q_{k+1}) - z(q_k)| ≤ 2R`` (sufficient: one
     flip per step and ``max gap_i|ν_i| ≤ 2R``). ``start``: z_0 on the side of q_0. Ours."""

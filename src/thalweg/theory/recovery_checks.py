@@ -187,13 +187,10 @@ def check_window(instances: int = 2000, seed: int = 0) -> Check:
         out.count(len(some.radius), int((~entered).sum()))
     return out.check(
         "recovery window",
-        "At R = ½Δ‖ν‖_∞, where rounding fails for a large share of valleys, small-step training recovers "
-        "every one.",
+        "At R = ½Δ‖ν‖_∞, where rounding fails for a large share of valleys, small-step training recovers every one.",
         "ours",
         TEST + "test_window",
-        note="Where two weights flipped in one step and jumped the basin, a smaller rate parted them."
-        if late
-        else "",
+        note="Where two weights flipped in one step and jumped the basin, a smaller rate parted them." if late else "",
         needed_a_smaller_rate=late,
         **{f"rounding_fails_D{s}": f for s, f in zip(seen, failed, strict=True)},
     )

@@ -140,9 +140,7 @@ def times(points: int = 12, runs: int = 60, seed: int = 0) -> Times:
         draw = torch.Generator().manual_seed(seed + 1)
         margin, rate = radius - h, 2e-3
         sigma = level * margin
-        bound = theorem_e(
-            rate, radius, 2 * radius, h, margin, 1.0, sigma * math.sqrt(size), sigma, 0.98 * radius, 0.05
-        )
+        bound = theorem_e(rate, radius, 2 * radius, h, margin, 1.0, sigma * math.sqrt(size), sigma, 0.98 * radius, 0.05)
 
         def shake(k: int) -> Tensor:
             return sigma.unsqueeze(1) * (torch.randint(0, 2, start.shape, generator=draw) * 2.0 - 1)
@@ -152,9 +150,7 @@ def times(points: int = 12, runs: int = 60, seed: int = 0) -> Times:
 
     curves = (
         _times(np.geomspace(0.002, 0.5, points), against_rate, "rate", "learning rate η", "Theorem A"),
-        _times(
-            np.geomspace(0.6, 8.0, points), against_ratio, "ratio", "grid over basin Λ = h/R", "Theorem C"
-        ),
+        _times(np.geomspace(0.6, 8.0, points), against_ratio, "ratio", "grid over basin Λ = h/R", "Theorem C"),
         _times(
             np.geomspace(0.01, 1.6, points),
             against_noise,

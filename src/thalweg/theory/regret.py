@@ -45,9 +45,7 @@ def step_terms(book: Codebook, x: Tensor, before: Tensor, displacement: Tensor, 
     old, new = book.nearest(before), book.nearest(after)
     q = book.value(old)
     jump = (book.value(new) - q).abs()
-    return Step(
-        displacement * (q - x), book.overshoot(old, new, after), jump * displacement.abs(), old != new
-    )
+    return Step(displacement * (q - x), book.overshoot(old, new, after), jump * displacement.abs(), old != new)
 
 
 @dataclass(frozen=True)
@@ -119,9 +117,7 @@ class RegretAudit:
     ):
         self.grids = dict(grids)
         self.books = {n: Codebook.of(g) if isinstance(g, Grid) else g for n, g in grids.items()}
-        self.comparator = (
-            None if comparator is None else {n: t.double() for n, t in space.clone(comparator).items()}
-        )
+        self.comparator = None if comparator is None else {n: t.double() for n, t in space.clone(comparator).items()}
         self.rate = rate
         self._latest: dict[str, Tensor] = {}
         self._regret = self._first = self._cost = self._ceiling = self._rates = self._unlike = 0.0
@@ -138,9 +134,7 @@ class RegretAudit:
         """Take in one update. Raises :class:`ThalwegError` where a step is missing."""
         missing = sorted(self.books.keys() - before.keys())
         if missing:
-            raise ThalwegError(
-                f"The audit has grids for {missing[:4]} but the step has no such weights. Pass both."
-            )
+            raise ThalwegError(f"The audit has grids for {missing[:4]} but the step has no such weights. Pass both.")
         w = {n: before[n].detach().double() for n in self.books}
         if self._latest and any(not torch.equal(w[n], self._latest[n]) for n in w):
             raise ThalwegError(
@@ -176,17 +170,13 @@ class RegretAudit:
 
     def _potential(self, w: Mapping[str, Tensor]) -> float:
         assert self.comparator is not None
-        return sum(
-            float(potential(w[n], b.round(w[n]), self.comparator[n]).sum()) for n, b in self.books.items()
-        )
+        return sum(float(potential(w[n], b.round(w[n]), self.comparator[n]).sum()) for n, b in self.books.items())
 
     def report(self) -> RegretReport:
         """Both sides so far. Cost: one rounding."""
         if not self._flips:
             raise ThalwegError("The audit has seen no step. Attach it with train(..., audit=...).")
-        far = sum(
-            float((self._latest[n] - b.round(self._latest[n])).square().sum()) for n, b in self.books.items()
-        )
+        far = sum(float((self._latest[n] - b.round(self._latest[n])).square().sum()) for n, b in self.books.items())
         return RegretReport(
             len(self._flips),
             self._regret,

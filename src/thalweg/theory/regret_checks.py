@@ -39,9 +39,7 @@ def identity_errors(
         left, cost, size = left + inner, cost + paid, size + inner.abs()
         jumped = max(jumped, int((new - old).abs().max()))
         unit = book.unit(after)
-        clipped += float(((unit < book.levels[0]) | (unit > book.levels[-1])).double().mean()) / len(
-            gradients
-        )
+        clipped += float(((unit < book.levels[0]) | (unit > book.levels[-1])).double().mean()) / len(gradients)
         w = after
     last = potential(w, book.round(w), x).sum(-1)
     right = first - last + cost
@@ -180,16 +178,12 @@ def check_transition_rate(instances: int = 400, seed: int = 0) -> Check:
             gram = torch.einsum("idn,idm->inm", rows, rows)
             operator = torch.maximum(operator, torch.linalg.eigvalsh(gram)[:, -1].clamp(min=0).sqrt())
 
-        simulate(
-            valley.gradient, valley.centre, rounding, rate.unsqueeze(1), steps, observe=watch, stop=False
-        )
+        simulate(valley.gradient, valley.centre, rounding, rate.unsqueeze(1), steps, observe=watch, stop=False)
         out.add(cost, ceiling * (1 + 1e-12))
         gammas.append(cost / ceiling)
         first = potential(valley.centre, rounding(valley.centre), valley.centre).sum(1)
         transient = (first + size / 8) / (rate * steps * valley.wall.stiff)
-        out.add(
-            (radius2 / steps).sqrt(), rms_radius_bound(1.0, flips / steps, operator, transient), biggest > 1.5
-        )
+        out.add((radius2 / steps).sqrt(), rms_radius_bound(1.0, flips / steps, operator, transient), biggest > 1.5)
     return out.check(
         "transition rate",
         "Γ ≤ transition rate × gap × gradient; on an isotropic quadratic wall the rms distance is at most "

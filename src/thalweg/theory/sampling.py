@@ -12,9 +12,7 @@ LONGEST = 4000
 """Runs whose bound is longer are not started."""
 
 
-def random_grids(
-    gen: torch.Generator, count: int, size: int, coarse: Tensor | float = 1.0
-) -> tuple[Tensor, Field]:
+def random_grids(gen: torch.Generator, count: int, size: int, coarse: Tensor | float = 1.0) -> tuple[Tensor, Field]:
     """Gaps ``[count, size]`` between 0.4 and 1 times ``coarse``, and the rounding with random phases."""
     gap = uniform(gen, (count, size), 0.4, 1.0) * coarse
     return gap, lattice(gap, gap * uniform(gen, (count, size)))
@@ -84,9 +82,7 @@ def anisotropic_rivers(
     form = metric if aligned else metric * uniform(gen, (count, codim), 0.7, 1.4)
     radius = torch.ones(count, dtype=torch.float64)
     centre = uniform(gen, (count, size), -2, 2)
-    return Affine(
-        centre, basis, metric, form, random_walls(gen, radius, kinds), along_river(gen, basis, 0.5), radius
-    )
+    return Affine(centre, basis, metric, form, random_walls(gen, radius, kinds), along_river(gen, basis, 0.5), radius)
 
 
 def starts(gen: torch.Generator, river: Affine, depth: Tensor) -> Tensor:
@@ -117,9 +113,7 @@ def annealed(
             if not bool(left.any()):
                 return entered, slower + (len(entered) - before if cut < cuts[0] else 0)
             some, eta = river.keep(left), cut * rate[left].unsqueeze(1)
-            course = simulate(
-                some.gradient, latent[left], lattice(1.0), eta, -(-steps // 8), inside=some.inside
-            )
+            course = simulate(some.gradient, latent[left], lattice(1.0), eta, -(-steps // 8), inside=some.inside)
             entered[left], latent[left] = course.entered, course.latent
         slower += int(entered.sum()) - before if cut < cuts[0] else 0
     return entered, slower

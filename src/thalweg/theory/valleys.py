@@ -181,9 +181,7 @@ def along_river(gen: torch.Generator, basis: Tensor, length: float) -> Tensor:
     return torch.where(size > 1e-9, v / size.clamp(min=1e-9), 0) * uniform(gen, (len(v), 1), 0.0, length)
 
 
-def codim1(
-    gen: torch.Generator, nu: Tensor, centre: Tensor, radius: Tensor, walls: Wall | None = None
-) -> Affine:
+def codim1(gen: torch.Generator, nu: Tensor, centre: Tensor, radius: Tensor, walls: Wall | None = None) -> Affine:
     """Straight rivers with one wall direction each, ``nu`` ``[instances, D]``."""
     ones = torch.ones(len(nu), 1, dtype=torch.float64)
     walls = random_walls(gen, radius) if walls is None else walls
