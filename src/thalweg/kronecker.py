@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .distill import Teacher
 from .errors import ThalwegError
-from .grid import Grid
+from .grid import Grid, Matrices
 from .layers import is_transposed_linear, patches, second_moment
 from .objective import Objective
 from .space import Point, generator
@@ -136,47 +136,43 @@ def feedback(moment: Tensor, damping: float, name: str = "") -> tuple[Tensor, Te
     return order, inverse / inverse.diagonal(dim1=1, dim2=2).unsqueeze(2)
 
 
-def two_sided(
-    matrix: Tensor, across: Tensor, along: Tensor, scale: Tensor, zero: Tensor | None, grid: Grid, block: int = 32
-) -> Tensor:
+def two_sided(matrix: Tensor, across: Tensor, along: Tensor, form: Matrices, grid: Grid, block: int = 0) -> Tensor:
     """Codes ``[groups, rows, n]`` of Babai's nearest plane for ``B ⊗ A``: every error is fed to the entries that
     are below *and* to the right, ``t[i', j'] -= across[i, i'] along[j, j'] error``.
 
     Entries on one anti-diagonal do not see each other and are rounded together, within a block of columns; the
-    columns that follow are updated block by block. Same fixed points as rounding one entry after the other.
+    columns that follow are updated block by block. The same result as one entry after the other, in any order
+    from the upper left. ``form``: scale, zero point and table of every entry, shaped like ``matrix``.
     Cost: ``n/block · (rows + block)`` small steps.
     """
-    work, groups = matrix.clone(), matrix.shape[0]
-    rows, n = matrix.shape[1:]
+    groups, rows, n = matrix.shape
+    block = block or (128 if rows <= 64 else 64 if rows <= 256 else 32)
+    work = matrix.clone()
     codes = torch.empty(matrix.shape, dtype=torch.uint8, device=matrix.device)
-    levels = grid.levels.to(matrix.dtype)
-    middles = (levels[1:] + levels[:-1]) / 2
-    rank = torch.arange(rows, device=matrix.device)
+    across_t = across.transpose(1, 2).contiguous()
     for start in range(0, n, block):
-        stop = min(start + block, n)
-        part, errors = work[:, :, start:stop], torch.zeros_like(work[:, :, start:stop])
-        inner = along[:, start:stop, start:stop]
-        for d in range(rows + stop - start - 1):
-            low, high = max(0, d - (stop - start) + 1), min(rows, d + 1)
-            i = rank[low:high]
-            j = d - i
-            s = scale[:, i, start + j]
-            unit = part[:, i, j] / s
-            if zero is not None:
-                unit = unit + zero[:, i, start + j]
-            code = torch.bucketize(unit, middles) if not grid.uniform else unit.round() - levels[0]
-            code = code.clamp(0, len(levels) - 1)
-            level = levels[code.long()]
-            value = (level if zero is None else level - zero[:, i, start + j]) * s
-            error = part[:, i, j] - value
-            codes[:, i, start + j] = code.to(torch.uint8)
-            errors[:, i, j] = error
-            left = (across[:, low:high, low:] * error.unsqueeze(2)).transpose(1, 2)
-            part[:, low:].baddbmm_(left, inner[:, j], alpha=-1)
-        if stop < n:
-            spread = torch.bmm(across.transpose(1, 2), errors)
-            work[:, :, stop:].baddbmm_(spread, along[:, start:stop, stop:], alpha=-1)
-    assert groups == codes.shape[0]
+        width = min(block, n - start)
+        cut = slice(start, start + width)
+        part = work[:, :, cut].contiguous()
+        scale, zero, table = (None if m is None else m[:, :, cut].reshape(groups, -1) for m in form)
+        assert scale is not None
+        chosen, errors = torch.empty_like(part), torch.zeros_like(part)
+        flat, flat_codes, flat_errors = (t.view(groups, -1) for t in (part, chosen, errors))
+        turned = along[:, cut, cut].flip(1).contiguous()
+        for d in range(rows + width - 1):
+            low, high = max(0, d - width + 1), min(rows, d + 1)
+            first = low * width + d - low  # entries (i, d - i) are width - 1 apart in memory
+            entries = slice(first, first + (high - low - 1) * (width - 1) + 1, max(width - 1, 1))
+            value, s = flat[:, entries], scale[:, entries]
+            unit = value / s if zero is None else value / s + zero[:, entries]
+            code, level = grid.pick(unit, None if table is None else table[:, entries])
+            error = value - (level if zero is None else level - zero[:, entries]) * s
+            flat_codes[:, entries], flat_errors[:, entries] = code.to(part.dtype), error
+            left = across_t[:, low:, low:high] * error.unsqueeze(1)
+            part[:, low:].baddbmm_(left, turned[:, width - 1 - d + low : width - 1 - d + high], alpha=-1)
+        codes[:, :, cut] = chosen.to(torch.uint8)
+        if start + width < n:
+            work[:, :, start + width :].baddbmm_(torch.bmm(across_t, errors), along[:, cut, start + width :], alpha=-1)
     return codes
 
 
@@ -186,27 +182,18 @@ def round_with(
     """Codes of a weight with both factors, in the shape of the weight. ``output_damping`` inf: rows by themselves.
     Cost: two factorizations and :func:`two_sided`."""
     groups, columns, _ = factors.inputs.shape
-    split = lambda m: grid.layout.matrix(m).reshape(groups, -1, columns)
+    split = lambda m: m.reshape(groups, -1, columns)
+    alone = output_damping == float("inf")
     order, along = feedback(factors.inputs, damping, name)
-    if output_damping == float("inf"):
-        b = torch.ones_like(factors.outputs[:, 0]).diag_embed()
-    else:
-        b = factors.outputs
-    rows_order, across = feedback(b, 0.0 if output_damping == float("inf") else output_damping, name)
+    outputs = torch.ones_like(factors.outputs[:, 0]).diag_embed() if alone else factors.outputs
+    rows_order, across = feedback(outputs, 0.0 if alone else output_damping, name)
     place = lambda m: m.gather(1, rows_order.unsqueeze(2).expand_as(m)).gather(2, order.unsqueeze(1).expand_as(m))
     kind = torch.float64 if weight.numel() <= 4096 else torch.float32
-    put = lambda t: place(split(grid.layout.spread(t)).to(kind))
-    chosen = two_sided(
-        place(split(weight).to(kind)),
-        across.to(kind),
-        along.to(kind),
-        put(grid.scale),
-        None if grid.zero is None else put(grid.zero),
-        grid,
-    )
-    out = torch.empty_like(chosen)
+    form = Matrices(*(None if m is None else place(split(m)) for m in grid.matrices(kind)))
+    matrix = place(split(grid.layout.matrix(weight)).to(kind))
+    chosen = two_sided(matrix, across.to(kind), along.to(kind), form, grid)
     back = torch.empty_like(chosen).scatter_(2, order.unsqueeze(1).expand_as(chosen), chosen)
-    out.scatter_(1, rows_order.unsqueeze(2).expand_as(back), back)
+    out = torch.empty_like(back).scatter_(1, rows_order.unsqueeze(2).expand_as(back), back)
     return grid.layout.tensor(out.reshape(grid.layout.rows, columns))
 
 

@@ -147,6 +147,6 @@ def _other(grid: Grid, code: Tensor, value: Tensor, weight: Tensor) -> Tensor:
     """The neighbouring code towards and beyond the float weight; away from it where the weight is on the grid;
     the code itself at the end of the grid."""
     up = torch.where(value <= weight, 1, -1)
-    top = len(grid.levels) - 1
+    top = grid.count - 1
     fresh = code.int() + up
     return fresh.clamp(0, top).to(torch.uint8)

@@ -15,6 +15,7 @@ from ..grid import Grid, Rounding
 from ..kronecker import Factors, collect, mean, newton_target, round_with
 from ..objective import Objective
 from ..space import Point
+from .flip import descend
 from .gptq import gptq
 from .nearest import nearest
 
@@ -26,12 +27,13 @@ def wall(
     grids: dict[str, Grid],
     seed: int = 0,
     *,
-    at: str = "gptq",
-    refresh: int = 2,
-    damping: float = 0.01,
+    at: str = "nearest",
+    refresh: int = 3,
+    damping: float = 0.1,
     output_damping: float = 0.3,
     mix: float = 0.0,
     first_order: float = 0.0,
+    polish: int = 120,
     draws: int = 1,
     tolerance_nats: float = 0.0488,
 ) -> Rounding:
@@ -55,9 +57,11 @@ def wall(
         damping: multiple of the mean diagonal added to A. ``output_damping``: to B; inf ignores B.
         mix: share of the factors at the float point in the mixture, 0 to 1.
         first_order: share of the damped Newton step in the target, 0 to 1.
+        polish: forwards spent in the end on the same quadratic model code by code, its first-order term being the
+            true gradient at the displaced point (see ``flip``); 0: none.
         draws: sampled labels per output.
 
-    Cost: one GPTQ; per round one gradient over the calibration data, one forward, and two Cholesky factors and
+    Cost: one GPTQ where ``at`` needs one; per round one gradient over the calibration data, one forward, and two Cholesky factors and
     ``rows · columns / 32`` small steps per layer. Do not trust it with fewer samples than output channels.
 
     Source: GPTQ's feedback on both sides as in YAQA (arXiv:2505.22988, Algorithm 1); the displaced point is ours.
@@ -70,7 +74,7 @@ def wall(
     teacher = Teacher(objective)
     weights = {n: objective.weights[n] for n in grids}
     decode = lambda codes: {n: g.decode(codes[n], weights[n].dtype) for n, g in grids.items()}
-    start = nearest(objective, grids, seed) if at == "nearest" else gptq(objective, grids, seed)
+    start = nearest(objective, grids, seed) if at in ("nearest", "float") else gptq(objective, grids, seed)
     codes = start.codes if isinstance(start, Rounding) else start
     here = decode(codes)
     best = (teacher.loss(here), codes)
@@ -104,7 +108,12 @@ def wall(
         if place not in ("edge", "average"):
             place = "own"
     note: dict[str, Any] = {"divergence": trail, "kept": trail.index(best[0])}
-    return Rounding({n: best[1][n] for n in grids}, dict.fromkeys(grids, note))
+    codes = {n: best[1][n] for n in grids}
+    if polish > 0:
+        bend = {n: grids[n].layout.tensor(f.diagonal()) for n, f in factors.items()} if objective.has_outputs else None
+        codes, spent = descend(teacher.loss, teacher.gradient, codes, grids, weights, polish, bend=bend)
+        note["polish"] = {"forwards": spent["forwards"], "flips": spent["flips"], "divergence": spent["loss"]}
+    return Rounding(codes, dict.fromkeys(grids, note))
 
 
 def _edge(teacher: Teacher, weights: Point, there: Point, tolerance: float) -> Point:
