@@ -197,6 +197,7 @@ def diagnose(
         str, typer.Option(help="losses (forwards only), full, or auto (full where the loss is not low).")
     ] = "full",
     search: Annotated[int, typer.Option(help="QAT steps spent on finding a nearby low-loss point; 0: none.")] = 200,
+    search_by: Annotated[str, typer.Option(help="How to search: qat, or flip (codes one by one, same cost).")] = "qat",
     tolerance: Annotated[float | None, typer.Option(help="Rise in nats that counts as low. Default ln 1.05.")] = None,
     out: Annotated[Path | None, typer.Option(help="File of the diagnosis (JSON).")] = None,
     seed: Seed = 0,
@@ -207,11 +208,14 @@ def diagnose(
     """Where a point lies, why, and what to do: membership, margin, attribution, certificate, verdict."""
     from . import diagnosis as module
     from .files import write_json
+    from .methods.flip import flip_search
     from .terminal import cost_line, diagnosis_view
     from .train import Recipe, train
 
     if depth not in ("losses", "auto", "full"):
         raise unknown("depth", depth, ["losses", "auto", "full"])
+    if search_by not in ("qat", "flip"):
+        raise unknown("search", search_by, ["qat", "flip"])
     loaded, task, objective = _open(point, model, device, as_json)
     thresholds = module.Thresholds(seed=seed)
     if tolerance is not None:
@@ -225,7 +229,14 @@ def diagnose(
         found = module.diagnose(
             objective, loaded, thresholds, depth=depth, surroundings=around, progress=progress
         )  # fmt: skip
-        if found.verdict == "outside" and search:
+        if found.verdict == "outside" and search and search_by == "flip":
+            near, spent = flip_search(
+                objective, loaded, budget=3 * search, tolerance_nats=thresholds.tolerance_nats, progress=progress
+            )
+            low = spent["loss"] <= found.float_loss + thresholds.tolerance_nats
+            record = module.Search(len(spent["losses"]) - 1, spent["loss"], low, "accepted flips of codes")
+            found = module.conclude(objective, loaded, found, near if low else None, record)
+        elif found.verdict == "outside" and search:
             recipe = Recipe(steps=search, tolerance_nats=thresholds.tolerance_nats)
             result = train(objective, loaded, task.train_batch, recipe, progress=progress)
             low = min(result.losses.values()) <= found.float_loss + thresholds.tolerance_nats

@@ -44,6 +44,8 @@ def folded(text):
 def test_quantize_diagnose_train_export_report(run, tmp_path):
     code, out, _ = run("quantize", TOY, "--scheme", "w2", "--out", "p.safetensors")
     assert code == 0 and "reach 0." in folded(out)
+    assert run("diagnose", "p.safetensors", "--search", "20", "--search-by", "flip", "--depth", "losses")[0] == 0
+    assert run("diagnose", "p.safetensors", "--search-by", "luck")[0] != 0
     code, out, _ = run("diagnose", "p.safetensors", "--search", "60")
     assert code == 0 and "Cost at most" in out and "reach" in out
     d = json.loads((tmp_path / "p.diagnosis.json").read_text())

@@ -17,6 +17,7 @@ from ..kronecker import collect
 from ..objective import Objective
 from ..point import QuantizedPoint
 from ..space import Point
+from ..task import Progress, silent
 from .gptq import gptq
 
 Gradient = Callable[[Mapping[str, Tensor]], tuple[float, Point]]
@@ -78,6 +79,7 @@ def flip_search(
     budget: int = 600,
     share: float = 0.02,
     tolerance_nats: float | None = None,
+    progress: Progress = silent,
 ) -> tuple[QuantizedPoint, dict[str, Any]]:
     """A point near another on the same grid with a lower loss of the objective itself: the search behind the
     nearby certificate.
@@ -87,8 +89,9 @@ def flip_search(
     """
     target = -math.inf if tolerance_nats is None else objective.loss({}) + tolerance_nats
     codes, note = descend(
-        objective.loss, objective.gradient, dict(point.codes), point.grids, point.reference, budget, share, None, target
-    )
+        objective.loss, objective.gradient, dict(point.codes), point.grids, point.reference, budget, share,
+        target=target, progress=progress,
+    )  # fmt: skip
     return point.with_codes(codes, method="flip", start_method=point.provenance.get("method")), note
 
 
@@ -102,6 +105,7 @@ def descend(
     share: float = 0.02,
     bend: Mapping[str, Tensor] | None = None,
     target: float = -math.inf,
+    progress: Progress = silent,
 ) -> tuple[Point, dict[str, Any]]:
     """Codes whose loss is not above that of the given ones. ``bend``: curvature diagonal of each weight.
     Cost: at most ``budget`` forwards (three per gradient, counted in the notes)."""
@@ -111,6 +115,7 @@ def descend(
     spent, flips, losses = 3, 0, [loss]
     size = max(1, int(share * space.size(codes)))
     while spent + 1 <= budget and loss > target:
+        progress("flipping codes", spent, budget)
         moved = {n: _other(g, codes[n], here[n], reference[n]) for n, g in grids.items()}
         delta = space.sub(decode(moved), here)
         gain = {n: -(d.float() * slope[n].float()) for n, d in delta.items()}

@@ -61,8 +61,9 @@ def wall(
             true gradient at the displaced point (see ``flip``); 0: none.
         draws: sampled labels per output.
 
-    Cost: one GPTQ where ``at`` needs one; per round one gradient over the calibration data, one forward, and two Cholesky factors and
-    ``rows · columns / 32`` small steps per layer. Do not trust it with fewer samples than output channels.
+    Cost: one GPTQ where ``at`` needs one; per round one gradient over the calibration data, one forward, and per
+    layer two factorizations and about ``rows · columns / 64`` small steps; then ``polish`` forwards. Do not trust it
+    with fewer samples than output channels.
 
     Source: GPTQ's feedback on both sides as in YAQA (arXiv:2505.22988, Algorithm 1); the displaced point is ours.
 
