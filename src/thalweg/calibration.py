@@ -12,29 +12,34 @@ Memory: the live activations of all lanes at one layer, plus one second moment.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .layers import Layer, patches, second_moment
+from .layers import Layer, add_second_moment, mirrored, patches, positions
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A layer as calibration sees it. ``hessian``: ``2/N XᵀX``, ``[channel groups, columns, columns]``,
-    the Hessian of the layer's mean squared output error per output channel; layers with the same input
-    share one tensor. ``samples``: N. ``module`` and ``inputs``: the layer and what each batch feeds it
-    (None and empty for a plain function)."""
+    """A layer as calibration sees it. ``samples``: N, rows that meet the weight. ``module`` and ``inputs``: the
+    layer and what each batch feeds it (None and empty for a plain function). ``moment``: the Hessian, or a
+    function that computes it when it is first asked for."""
 
     name: str
-    hessian: Tensor
+    moment: Tensor | Callable[[], Tensor]
     samples: int
     module: nn.Module | None = None
     inputs: tuple[Tensor, ...] = ()
+
+    @property
+    def hessian(self) -> Tensor:
+        """``2/N XᵀX``, ``[channel groups, columns, columns]``: the Hessian of the layer's mean squared output error
+        per output channel. Layers with the same input share one tensor. Cost: N n² at the first request."""
+        return self.moment if isinstance(self.moment, Tensor) else self.moment()
 
 
 Visitor = Callable[[Visit], Tensor | None]
@@ -89,16 +94,21 @@ def stream(
     run: Callable[[Any], Any],
     batches: Sequence[Any],
     visit: Visitor,
+    start: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Visit every layer that the batches reach, in the order of execution. Cost: one forward.
+    """Visit every layer that the batches reach, in the order of execution. Cost: one forward, at most up to
+    the input of the last layer.
 
-    Weights are replaced, never written into, and the old ones are back in their places at the end.
+    Weights are replaced, never written into, and the old ones are back in their places at the end. ``start``:
+    weights, by parameter name, that the model has from the beginning.
     """
+    start = start or {}
+    parameters = dict(model.named_parameters())
     modules = {layer.weight: model.get_submodule(layer.module) for layer in layers.values()}
     waiting = dict.fromkeys(layers)
     order = {name: i for i, name in enumerate(layers)}
     lanes = [_Lane(partial(run, batch)) for batch in batches]
-    previous: tuple[list[Tensor | None], Tensor, int] | None = None
+    previous: tuple[list[Tensor], Callable[[], Tensor], int] | None = None
 
     def hook(name: str) -> Callable[..., None]:
         def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -108,31 +118,30 @@ def stream(
 
         return before
 
-    originals = {name: _weight(module) for name, module in modules.items()}
+    originals = {name: (_weight(module), module) for name, module in modules.items()}
+    started: list[tuple[nn.Parameter, nn.Parameter]] = []
     handles = [modules[name].register_forward_pre_hook(hook(name)) for name in layers]
     try:
+        for name, value in start.items():
+            started.append((parameters[name], nn.Parameter(value.detach(), requires_grad=False)))
+            _put(model, *started[-1])
         for lane in lanes:
             lane.start()
             lane.advance()
-        while at := {lane.at for lane in lanes if lane.at is not None}:
+        while waiting and (at := {lane.at for lane in lanes if lane.at is not None}):
             name = min(at, key=order.__getitem__)
             here = [lane for lane in lanes if lane.at == name]
-            inputs = [lane.input for lane in here]
-            if (
-                previous is not None
-                and len(inputs) == len(previous[0])
-                and all(a is b for a, b in zip(inputs, previous[0], strict=True))
-            ):
-                _, hessian, samples = previous
-            else:
-                hessian, samples = _accumulate(modules[name], inputs)
-                previous = (inputs, hessian, samples)
-            weight = visit(Visit(name, hessian, samples, modules[name], tuple(x for x in inputs if x is not None)))
+            inputs = [lane.input for lane in here if lane.input is not None]
+            if previous is None or [id(x) for x in inputs] != [id(x) for x in previous[0]]:
+                samples = sum(positions(modules[name], x) for x in inputs)
+                previous = (inputs, cache(partial(_accumulate, modules[name], inputs, samples)), samples)
+            weight = visit(Visit(name, previous[1], previous[2], modules[name], tuple(inputs)))
             if weight is not None:
                 _put(model, _weight(modules[name]), nn.Parameter(weight.detach(), requires_grad=False))
             del waiting[name]
-            for lane in here:
-                lane.advance()
+            if waiting:
+                for lane in here:
+                    lane.advance()
     finally:
         for handle in handles:
             handle.remove()
@@ -143,8 +152,10 @@ def stream(
         for lane in lanes:
             if lane.ident is not None:
                 lane.join()
-        for name, original in originals.items():
-            _put(model, _weight(modules[name]), original)
+        for original, module in originals.values():
+            _put(model, _weight(module), original)
+        for old, new in reversed(started):
+            _put(model, new, old)
 
 
 def _weight(module: nn.Module) -> nn.Parameter:
@@ -161,15 +172,9 @@ def _put(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
                 module._parameters[key] = new
 
 
-def _accumulate(module: nn.Module, inputs: Sequence[Tensor | None]) -> tuple[Tensor, int]:
+def _accumulate(module: nn.Module, inputs: Sequence[Tensor], samples: int) -> Tensor:
     total: Tensor | None = None
-    samples = 0
     for x in inputs:
-        if x is None:
-            continue
-        rows = patches(module, x.detach())
-        moment = second_moment(rows)
-        total = moment if total is None else total.add_(moment)
-        samples += rows.shape[1]
+        total = add_second_moment(patches(module, x.detach()), total)
     assert total is not None
-    return total.mul_(2.0 / max(samples, 1)), samples
+    return mirrored(total).mul_(2.0 / max(samples, 1))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+BLOCK = 144
+"""Columns per block of a second moment: large enough for fast products, small enough to skip half of the matrix."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,40 @@ def batchnorms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
     }
 
 
+def positions(module: nn.Module, x: Tensor) -> int:
+    """How many rows :func:`patches` would return, without making them."""
+    if not isinstance(module, nn.Conv1d | nn.Conv2d):
+        return x.numel() // x.shape[-1] if x.shape[-1] else 0
+    around = module._reversed_padding_repeated_twice[::-1]  # pairs, first spatial axis first
+    count = 1 if x.ndim == len(module.kernel_size) + 1 else len(x)
+    for i, size in enumerate(x.shape[-len(module.kernel_size) :]):
+        padded = size + around[2 * i] + around[2 * i + 1]
+        count *= (padded - module.dilation[i] * (module.kernel_size[i] - 1) - 1) // module.stride[i] + 1
+    return count
+
+
+def add_second_moment(rows: Tensor, total: Tensor | None = None) -> Tensor:
+    """Add ``XᵀX`` of ``[groups, samples, columns]`` to a sum; float32 unless the rows are float64.
+
+    The matrix is symmetric: only blocks on and above the diagonal are computed. Finish with :func:`mirrored`.
+    """
+    groups, _, n = rows.shape
+    x = rows if rows.dtype == torch.float64 else rows.float()
+    if total is None:
+        total = x.new_zeros(groups, n, n)
+    blocks = max(1, n // BLOCK)
+    edges = [n * i // blocks for i in range(blocks + 1)]
+    for low, high in itertools.pairwise(edges):
+        total[:, low:high, low:].baddbmm_(x[:, :, low:high].mT, x[:, :, low:])
+    return total
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrices with these upper triangles."""
+    return upper.triu() + upper.triu(1).mT
+
+
 def second_moment(rows: Tensor) -> Tensor:
-    """``XᵀX`` of ``[groups, samples, columns]``, as ``[groups, columns, columns]``, in float32."""
-    return torch.bmm(rows.transpose(1, 2).float(), rows.float())
+    """``XᵀX`` of ``[groups, samples, columns]``, as ``[groups, columns, columns]``: the plain product."""
+    x = rows if rows.dtype == torch.float64 else rows.float()
+    return torch.bmm(x.mT, x)

@@ -1,6 +1,7 @@
 """Second-order rounding against exact references in float64."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from thalweg.calibration import Visit
 from thalweg.errors import ThalwegError
 from thalweg.grid import Grid, Layout
 from thalweg.layers import patches
-from thalweg.methods.gptq import _factor, gptq, output_error
+from thalweg.methods._columns import codes_of, factor, solve, solve_plainly
+from thalweg.methods.gptq import gptq, output_error
 from thalweg.objective import Objective
 from thalweg.point import quantize
+from thalweg.scheme import Scheme
 
 
 def problem(rows=5, n=12, seed=0, rank=None):
@@ -26,11 +29,11 @@ def problem(rows=5, n=12, seed=0, rank=None):
 class OneLayer:
     """Stands for an objective with one layer and a given Hessian."""
 
-    def __init__(self, w, h, samples):
-        self.weights, self.h, self.samples = {"w": w}, h, samples
+    def __init__(self, w, h, samples, name="w"):
+        self.weights, self.h, self.samples = {name: w}, h if h.ndim == 3 else h.unsqueeze(0), samples
 
     def calibrate(self, visit, names=None):
-        visit(Visit("w", self.h.unsqueeze(0), self.samples))
+        visit(Visit(next(iter(self.weights)), self.h, self.samples))
 
 
 def grid_for(w, bits=4, group=None):
@@ -206,7 +209,6 @@ def test_each_layer_sees_its_quantized_predecessors():
             hook.remove()
         rows = torch.cat([patches(module, x) for x in seen], dim=1)
         h = 2 / rows.shape[1] * torch.bmm(rows.transpose(1, 2), rows)
-        permutation, feedback, _ = _factor(Visit(name, h, rows.shape[1]), 0.01, "descending")
         error = output_error((point.weights[name] - point.reference[name]).reshape(h.shape[0], -1, h.shape[-1]), h)
         assert point.notes[name]["output_error"] == pytest.approx(error, rel=1e-3)
 
@@ -259,3 +261,104 @@ def test_errors_in_a_lane_reach_the_caller_and_leave_no_thread():
     assert threading.active_count() == before
     w = dict(objective.model.named_parameters())["stem.weight"]
     assert torch.equal(w, objective.weights["stem.weight"])
+
+
+@pytest.mark.parametrize("scheme", ["w3", "w2g8a", "nf4g8", "tables", "factors", "w3t"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_fast_solver_equals_the_plain_one(scheme, groups):
+    g = torch.Generator().manual_seed(5)
+    w = torch.randn(8, 24, generator=g)
+    x = torch.randn(groups, 60, 24, generator=g)
+    found = factor(2 * x.mT @ x / 60, "w")
+    if scheme == "tables":  # a level table of its own for every scale
+        grid = Grid(Layout((8, 24), 8), torch.randn(8, 3, 4, generator=g).sort(-1).values, torch.ones(8, 3))
+    elif scheme == "factors":  # a factor per column
+        grid = replace(grid_for(w, 3, 8), columns=torch.rand(24, generator=g) + 0.5)
+    else:
+        grid = Scheme.parse(scheme).grids({"w": w}, {"w": 0}, "absmax")["w"]
+    ready = lambda m: m.reshape(groups, -1, 24).transpose(1, 2).contiguous()
+    parts = grid.matrices()
+    optional = [None if p is None else ready(p) for p in (parts.zero, parts.table)]
+    plain = solve_plainly(ready(w), found.coupling, ready(parts.scale), *optional, grid)
+    for block in (1, 7, 32):
+        assert torch.equal(solve(ready(w), found.coupling, ready(parts.scale), *optional, grid, block), plain)
+
+
+def test_coupling_equals_the_feedback_of_the_inverse():
+    """GPTQ writes its updates with the Cholesky factor of inv(H); ours come from a factor of H itself."""
+    w, h, _ = problem(rows=4, n=16)
+    found = factor(h.unsqueeze(0), "w", damping=1e-12, order="natural")
+    upper = torch.linalg.cholesky(torch.linalg.inv(h)).mT
+    feedback = upper / upper.diagonal().unsqueeze(1)
+    assert torch.allclose(torch.linalg.inv(found.coupling[0].mT), feedback, atol=1e-8)
+
+
+def test_layers_solved_together_equal_layers_solved_alone():
+    g = torch.Generator().manual_seed(1)
+    weights = [torch.randn(rows, 20, generator=g) for rows in (5, 3, 8)]
+    x = torch.randn(1, 50, 20, generator=g)
+    found = factor(2 * x.mT @ x / 50, "w")
+    grids = [Scheme.parse("w3g10a").grids({"w": w}, {"w": 0}, "absmax")["w"] for w in weights]
+    for w, grid, codes in zip(weights, grids, codes_of(weights, grids, found, 8), strict=True):
+        assert torch.equal(codes, codes_of([w], [grid], found, 8)[0])
+
+
+def test_single_precision_and_double_agree():
+    objective = Objective(tiny_llama(), [tiny_tokens(), tiny_tokens(seed=5)], "causal_lm")
+    a, b = (quantize(objective, "w3", "gptq", precision=p) for p in ("auto", "float64"))
+    assert min(float((a.codes[n] == b.codes[n]).double().mean()) for n in a.codes) > 0.97
+    with pytest.raises(ThalwegError, match="Unknown precision"):
+        quantize(objective, "w3", "gptq", precision="half")
+
+
+def test_all_hessians_from_the_float_model():
+    net, batches = small_net(), small_batches()
+    objective = Objective(net, batches)
+    point = quantize(objective, "w2", "gptq", sequential=False)
+    hessians = {}
+    objective.calibrate(lambda layer: hessians.update({layer.name: layer.hessian}))
+    for name, h in hessians.items():
+        truth = gptq(OneLayer(point.reference[name], h, 1, name), {name: point.grids[name]})
+        assert torch.equal(truth.codes[name], point.codes[name])
+
+
+def test_second_moments_are_computed_only_when_asked_for(monkeypatch):
+    from thalweg import calibration
+
+    calls = []
+    real = calibration._accumulate
+    monkeypatch.setattr(calibration, "_accumulate", lambda *a: calls.append(1) or real(*a))
+    objective = Objective(tiny_llama(), [tiny_tokens()], "causal_lm")
+    objective.calibrate(lambda layer: None)
+    assert not calls
+    objective.calibrate(lambda layer: layer.hessian.new_zeros(objective.weights[layer.name].shape))
+    assert len(calls) == 2 * 4 + 1  # qkv, o, gate and up, down of two blocks, and the head
+
+
+def test_calibration_stops_at_the_last_layer():
+    """With the head left float, no batch runs through it."""
+    objective = Objective(tiny_llama(), [tiny_tokens()] * 3, "causal_lm")
+    ran = []
+    hook = objective.model.lm_head.register_forward_hook(lambda *a: ran.append(1))
+    quantize(objective, "w4", "gptq", keep_float=("lm_head",))
+    hook.remove()
+    assert not ran
+
+
+def test_damping_moves_the_result_to_plain_rounding():
+    w, h, samples = problem(rows=16, n=24)
+    grid = grid_for(w, bits=3)
+    share = [
+        float((gptq(OneLayer(w, h, samples), {"w": grid}, damping=d).codes["w"] == grid.encode(w)).double().mean())
+        for d in (0.01, 10.0)
+    ]
+    assert share[0] < 0.9 < share[1]
+
+
+def test_rank_deficient_single_precision():
+    """Fewer samples than inputs, in float32: a factor exists, and the error is below that of rounding."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(1, 10, 64, generator=g)
+    w = torch.randn(32, 64, generator=g)
+    note = gptq(OneLayer(w, (2 * x.mT @ x / 10)[0], 10), {"w": grid_for(w, bits=3)}).notes["w"]
+    assert note["rank"] == 10 and note["output_error"] < 0.5 * note["output_error_nearest"]
