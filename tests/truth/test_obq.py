@@ -66,5 +66,5 @@ def test_one_input_or_output(shape):
 
 def test_large_layers_are_refused():
     w, h, samples = problem(n=12)
-    with pytest.raises(ThalwegError, match="12 columns.*Use gptq"):
+    with pytest.raises(ThalwegError, match="has 12 columns"):
         obq(OneLayer(w, h, samples), {"w": grid_for(w)}, limit=8)

@@ -60,12 +60,15 @@ def obq(
         inverse, used = _inverse(layer.hessian.double(), name, damping)
         groups, n, _ = inverse.shape
         matrix = grid.layout.matrix(weight).double()
-        parts = [None if m is None else m.reshape(groups, -1, n) for m in (matrix, *grid.matrices(torch.float64))]
+        scale, zero, table = grid.matrices(torch.float64)
+        height = len(matrix) // groups
         chunk = max(1, 2**24 // max(n * n, 1))
         out = []
         for g in range(groups):
-            split = [[None] * (-(-len(parts[0][g]) // chunk)) if p is None else p[g].split(chunk) for p in parts]  # type: ignore[index]
-            out += [eliminate(*piece, inverse[g], grid) for piece in zip(*split, strict=True)]  # type: ignore[call-arg, arg-type]
+            for start in range(g * height, (g + 1) * height, chunk):
+                rows = slice(start, min(start + chunk, (g + 1) * height))
+                optional = [None if part is None else part[rows] for part in (zero, table)]
+                out.append(eliminate(matrix[rows], scale[rows], *optional, inverse[g], grid))
         codes[name] = grid.layout.tensor(torch.cat(out).reshape(grid.layout.rows, n))
         value = grid.decode(codes[name], weight.dtype)
         split_error = lambda v: grid.layout.matrix(v - weight).reshape(groups, -1, n)
