@@ -9,9 +9,10 @@ from thalweg.errors import ThalwegError
 from thalweg.latent import Latent
 from thalweg.objective import Objective
 from thalweg.point import QuantizedPoint, quantize
-from thalweg.scheme import Scheme
 
 METHODS, FITS, ESTIMATORS = (catalog.names(f) for f in ("methods", "quantizers", "estimators"))
+QUICK = {name: {"steps": 20} for name in ("adaround", "brecq", "signround")}
+"""Options that make a method quick on tiny nets, by its name."""
 SCHEMES = ("w8", "w3", "w2a", "w4g8p", "w4t", "ternary", "nf4", "fp4")
 
 
@@ -32,8 +33,8 @@ def test_catalogue_has_what_is_promised_with_help():
 @pytest.mark.parametrize("method", METHODS)
 def test_codes_are_legal_deterministic_and_leave_the_objective_alone(method, scheme, objective):
     before = space.fingerprint(dict(objective.model.state_dict()))
-    point = quantize(objective, scheme, method)
-    again = quantize(objective, scheme, method)
+    point = quantize(objective, scheme, method, **QUICK.get(method, {}))
+    again = quantize(objective, scheme, method, **QUICK.get(method, {}))
     assert space.fingerprint(point.codes) == space.fingerprint(again.codes)
     assert space.fingerprint(dict(objective.model.state_dict())) == before
     assert set(point.codes) == set(objective.weights)
@@ -43,7 +44,10 @@ def test_codes_are_legal_deterministic_and_leave_the_objective_alone(method, sch
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fine_grids_lose_nothing(method, objective):
-    assert abs(objective.loss(quantize(objective, "w8", method).weights) - objective.loss({})) < 2e-3
+    assert (
+        abs(objective.loss(quantize(objective, "w8", method, **QUICK.get(method, {})).weights) - objective.loss({}))
+        < 2e-3
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -54,14 +58,14 @@ def test_weights_on_the_grid_stay(method):
     with torch.no_grad():
         for name, value in first.weights.items():
             dict(net.named_parameters())[name].copy_(value)
-    again = quantize(Objective(net, small_batches()), "w3", method, grids=first.grids)
+    again = quantize(Objective(net, small_batches()), "w3", method, grids=first.grids, **QUICK.get(method, {}))
     assert space.norm(space.sub(again.weights, first.weights)) == 0
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_calibration_sample_and_bf16(method):
     x, y = small_batches(1, 1)[0]
-    quantize(Objective(small_net(), [(x, y)]), "w3", method)
+    quantize(Objective(small_net(), [(x, y)]), "w3", method, **QUICK.get(method, {}))
     model = small_net().bfloat16()
     point = quantize(Objective(model, [(x.bfloat16(), y)], noise_ok=True), "w3", method)
     assert all(w.dtype == torch.bfloat16 for w in point.weights.values())
@@ -70,7 +74,7 @@ def test_one_calibration_sample_and_bf16(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_language_models(method):
     objective = Objective(tiny_llama(), [tiny_tokens()], "causal_lm")
-    point = quantize(objective, "w4g16", method, keep_float=("lm_head",))
+    point = quantize(objective, "w4g16", method, keep_float=("lm_head",), **QUICK.get(method, {}))
     assert len(point.codes) == 14
 
 
@@ -78,7 +82,7 @@ def test_language_models(method):
 def test_plain_functions(method):
     a = torch.tensor([[2.0, 0.9], [0.9, 1.0]])
     objective = Objective.of(lambda w: w["w"] @ a @ w["w"] / 2, {"w": torch.tensor([0.37, -0.41])})
-    point = quantize(objective, "w3t", method, fit="absmax")
+    point = quantize(objective, "w3t", method, fit="absmax", **QUICK.get(method, {}))
     assert point.codes["w"].shape == (2,)
 
 
