@@ -234,13 +234,14 @@ class Grid:
 
     @property
     def bits_per_weight(self) -> float:
-        """Storage per weight: whole-bit codes, scales in their format, zero points as codes, stored level tables
-        (which hold their scale), column factors and the scale of the tensor in float32."""
+        """Storage per weight: whole-bit codes, scales in their format, whole zero points as codes and others in
+        float32, stored level tables (which hold their scale), column factors and the scale of the tensor in float32."""
         count, scales = math.prod(self.layout.shape), self.scale.numel()
         own = self.levels.ndim == 3
         extra = self.table * 32 * (scales if own else 1)
         extra += 0 if own else scales * SCALE_BITS[self.scale_format]
-        extra += 0 if self.zero is None else self.zero.numel() * self.bits
+        if self.zero is not None:
+            extra += self.zero.numel() * (self.bits if torch.equal(self.zero, self.zero.round()) else 32)
         extra += sum(32 * x.numel() for x in (self.columns, self.tensor_scale) if x is not None)
         return self.bits + extra / count if count else 0.0
 

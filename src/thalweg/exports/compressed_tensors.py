@@ -112,6 +112,11 @@ def integers(name: str, grid: Grid, codes: Tensor) -> tuple[int, Tensor, Tensor,
             f"Layer {name!r} has {'column factors' if layout.block_rows == 1 else 'scales shared between rows'}, "
             "which pack-quantized cannot hold. Export with --to dequantized."
         )
+    if grid.zero is not None and not torch.equal(grid.zero, grid.zero.round()):
+        raise ThalwegError(
+            f"Layer {name!r} has zero points that are not whole numbers (fit or method 'hqq'), which pack-quantized "
+            "cannot hold. Fit with 'mse', or export with --to dequantized."
+        )
     if layout.groups > 1 and layout.columns % layout.group:
         raise ThalwegError(
             f"Layer {name!r} has a padded last group ({layout.columns} columns in groups of {layout.group}). "
