@@ -209,7 +209,7 @@ class Latent:
         equation 6). Cost: none for ``ste``, else about five passes in cache.
         """
         est, scales = self.estimator, {}
-        plain = est.inside is None and est.factor is None and not self.learns_scale
+        plain = est.passed is None and est.factor is None and not self.learns_scale
         if not plain:
             out = {}
             for name, g in gradient.items():

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..grid import Grid, nearest, search, take
@@ -50,14 +51,14 @@ class Estimator:
 
     Everything is in units of the scale: ``x = w/s + z`` is a latent weight, ``q`` its level, ``g`` the gradient.
 
-    ``inside(x, levels)``: where the gradient passes (None: everywhere). ``factor(x, q, g)``: what it is multiplied
-    with (None: 1). ``soft(x, levels, progress)``: where the forward pass happens while training, ``progress`` from
-    0 to 1 (None: at the levels). ``learns_scale``: the scale receives ``Σ g (q - z - 1[inside] (x - z))``.
-    ``lr``: learning rate of AdamW in grid steps per update where a recipe names none. ``most_levels``: grids with
-    more are refused.
+    ``passed(g, x, levels)``: the gradient, zero where it does not pass (None: it passes everywhere).
+    ``factor(x, q, g)``: what it is multiplied with (None: 1). ``soft(x, levels, progress)``: where the forward pass
+    happens while training, ``progress`` from 0 to 1 (None: at the levels). ``learns_scale``: the scale receives
+    ``Σ g (q - z) - passed(g) (x - z)``. ``lr``: learning rate of AdamW in grid steps per update where a recipe names
+    none. ``most_levels``: grids with more are refused.
     """
 
-    inside: Callable[[Tensor, Levels], Tensor] | None = None
+    passed: Callable[[Tensor, Tensor, Levels], Tensor] | None = None
     factor: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
     soft: Callable[[Tensor, Levels, float], Tensor] | None = None
     learns_scale: bool = False
@@ -69,23 +70,25 @@ class Estimator:
     ) -> tuple[Tensor, Tensor | None]:
         """Gradient of the latent weights, and the terms whose sum over a group is the gradient of its scale
         (before the gradient scale; None where scales are fixed). Cost: one to four passes."""
-        inside = None if self.inside is None else self.inside(x, levels)
+        through = g if self.passed is None else self.passed(g, x, levels)
         terms = None
         if self.learns_scale:
-            offset = x if zero is None else x - zero
-            if inside is not None:
-                offset = offset * inside
-            terms = (q if zero is None else q - zero).sub(offset).mul_(g)
-        if self.factor is not None:
-            g = g * self.factor(x, q, g)
-        return (g if inside is None else g * inside), terms
+            terms = (q * g) if zero is None else (q - zero).mul_(g)
+            terms.addcmul_(through, x if zero is None else x - zero, value=-1)
+        return (through if self.factor is None else through * self.factor(x, q, g)), terms
 
 
-def within(x: Tensor, levels: Levels) -> Tensor:
-    """Between the outermost levels, both included."""
-    return (x >= levels.low) & (x <= levels.high)
+def within(g: Tensor, x: Tensor, levels: Levels) -> Tensor:
+    """The gradient strictly between the outermost levels, zero elsewhere."""
+    return _between(g, x, levels.low, levels.high)
 
 
-def within_cells(x: Tensor, levels: Levels) -> Tensor:
-    """At most half a gap beyond the outermost levels: every level owns a cell of full width."""
-    return (x >= levels.low - levels.margin_low) & (x <= levels.high + levels.margin_high)
+def within_cells(g: Tensor, x: Tensor, levels: Levels) -> Tensor:
+    """The gradient less than half a gap beyond the outermost levels: every level owns a cell of full width."""
+    return _between(g, x, levels.low - levels.margin_low, levels.high + levels.margin_high)
+
+
+def _between(g: Tensor, x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        return g * ((x > low) & (x < high))
+    return torch.ops.aten.hardtanh_backward(g, x, low, high)  # one pass

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from ._estimator import Estimator, within
+from torch import Tensor
+
+from ._estimator import Estimator, Levels
+
+
+def _passed(g: Tensor, x: Tensor, levels: Levels) -> Tensor:
+    return g * ((x >= levels.low) & (x <= levels.high))
 
 
 def clipped() -> Estimator:
@@ -12,4 +18,4 @@ def clipped() -> Estimator:
     section 2.3). A weight outside stays where it is; on grids that clip many weights (2 bits, mse fit) plain
     ``ste`` moves more. Cost: one rounding and one masking pass per step.
     """
-    return Estimator(inside=within)
+    return Estimator(passed=_passed)

@@ -15,4 +15,4 @@ def lsq() -> Estimator:
     ``thalweg.train``). The grids of the result differ from those of the start, so a recovered point no longer
     proves that the *old* grid held a good point. Cost: one rounding and about six passes per step.
     """
-    return Estimator(inside=within, learns_scale=True)
+    return Estimator(passed=within, learns_scale=True)
