@@ -12,7 +12,7 @@ Memory: the live activations of all lanes at one layer, plus one second moment.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .errors import ThalwegError
 from .layers import Layer, add_second_moment, mirrored, patches, positions
 
 
@@ -94,16 +95,14 @@ def stream(
     run: Callable[[Any], Any],
     batches: Sequence[Any],
     visit: Visitor,
-    start: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Visit every layer that the batches reach, in the order of execution. Cost: one forward, at most up to
     the input of the last layer.
 
-    Weights are replaced, never written into, and the old ones are back in their places at the end. ``start``:
-    weights, by parameter name, that the model has from the beginning.
+    Weights are replaced, never written into, and the old ones are back in their places at the end. Embeddings
+    come first, with no inputs and no samples. A weight that two layers share is visited once, with the inputs
+    of the first, and replaced in both.
     """
-    start = start or {}
-    parameters = dict(model.named_parameters())
     modules = {layer.weight: model.get_submodule(layer.module) for layer in layers.values()}
     waiting = dict.fromkeys(layers)
     order = {name: i for i, name in enumerate(layers)}
@@ -119,12 +118,15 @@ def stream(
         return before
 
     originals = {name: (_weight(module), module) for name, module in modules.items()}
-    started: list[tuple[nn.Parameter, nn.Parameter]] = []
-    handles = [modules[name].register_forward_pre_hook(hook(name)) for name in layers]
+    handles = [
+        modules[name].register_forward_pre_hook(hook(name)) for name, layer in layers.items() if not layer.embedding
+    ]
     try:
-        for name, value in start.items():
-            started.append((parameters[name], nn.Parameter(value.detach(), requires_grad=False)))
-            _put(model, *started[-1])
+        for name in [n for n, layer in layers.items() if layer.embedding]:
+            del waiting[name]
+            weight = visit(Visit(name, partial(_no_moment, name), 0, modules[name]))
+            if weight is not None:
+                _put(model, _weight(modules[name]), nn.Parameter(weight.detach(), requires_grad=False))
         for lane in lanes:
             lane.start()
             lane.advance()
@@ -154,8 +156,6 @@ def stream(
                 lane.join()
         for original, module in originals.values():
             _put(model, _weight(module), original)
-        for old, new in reversed(started):
-            _put(model, new, old)
 
 
 def _weight(module: nn.Module) -> nn.Parameter:
@@ -170,6 +170,12 @@ def _put(model: nn.Module, old: nn.Parameter, new: nn.Parameter) -> None:
         for key, value in module._parameters.items():
             if value is old:
                 module._parameters[key] = new
+
+
+def _no_moment(name: str) -> Tensor:
+    raise ThalwegError(
+        f"Layer {name!r} is an embedding: its inputs are one-hot, and plain rounding is optimal. Round it to nearest."
+    )
 
 
 def _accumulate(module: nn.Module, inputs: Sequence[Tensor], samples: int) -> Tensor:

@@ -16,12 +16,13 @@ BLOCK = 144
 @dataclass(frozen=True)
 class Layer:
     """One quantizable weight: its parameter name, its module's name, the axis of its output channels,
-    and the number of channel groups of a convolution."""
+    the number of channel groups of a convolution, and whether it is an embedding."""
 
     weight: str
     module: str
     axis: int = 0
     channel_groups: int = 1
+    embedding: bool = False
 
 
 def is_transposed_linear(module: nn.Module) -> bool:
@@ -29,16 +30,19 @@ def is_transposed_linear(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
-def quantizable(model: nn.Module) -> dict[str, Layer]:
+def quantizable(model: nn.Module, embeddings: bool = False) -> dict[str, Layer]:
     """Weights of Linear, Conv1d, Conv2d and transformers' Conv1D by parameter name, in module order.
 
-    Embeddings, norms and weights tied to an embedding are not quantized.
+    ``embeddings``: embedding tables too, one row per token as output channel; a head tied to one is then
+    quantized with it, once. Without, embeddings and weights tied to them stay float. Experts in a list of
+    layers are layers like others; experts fused into one three-dimensional parameter are not, and stay float.
     """
-    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tied = set() if embeddings else {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, *((nn.Embedding,) if embeddings else ()))
     found: dict[str, Layer] = {}
     seen: set[int] = set()
     for name, module in model.named_modules():
-        if not (isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or is_transposed_linear(module)):
+        if not (isinstance(module, kinds) or is_transposed_linear(module)):
             continue
         weight = module.weight
         if not isinstance(weight, nn.Parameter) or id(weight) in tied or id(weight) in seen:
@@ -46,7 +50,9 @@ def quantizable(model: nn.Module) -> dict[str, Layer]:
         seen.add(id(weight))
         parameter = f"{name}.weight" if name else "weight"
         axis = 1 if is_transposed_linear(module) else 0
-        found[parameter] = Layer(parameter, name, axis, int(getattr(module, "groups", 1)))
+        found[parameter] = Layer(
+            parameter, name, axis, int(getattr(module, "groups", 1)), isinstance(module, nn.Embedding)
+        )
     return found
 
 

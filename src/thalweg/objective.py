@@ -92,6 +92,7 @@ class Objective:
             calibration data at every point (one more pass each).
         device: ``"cpu"``, ``"cuda"``, ``"auto"``.
         noise_ok: accept data or models that are random; ``noise`` then holds the spread.
+        embeddings: quantize embedding tables too, and with them the weights that are tied to them.
 
     Attributes:
         weights: the float weights that can be quantized, by parameter name (detached).
@@ -115,6 +116,7 @@ class Objective:
         batchnorm: str = "frozen",
         device: str | torch.device = "cpu",
         noise_ok: bool = False,
+        embeddings: bool = False,
     ):
         if isinstance(loss, str) and loss not in LOSSES:
             raise unknown("loss", loss, LOSSES)
@@ -126,7 +128,7 @@ class Objective:
             self.model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         except RuntimeError as error:
             raise ThalwegError(f"The model cannot be copied ({error}). Remove hooks or weight norm first.") from None
-        self.layers: dict[str, Layer] = quantizable(self.model)
+        self.layers: dict[str, Layer] = quantizable(self.model, embeddings)
         if not self.layers:
             raise ThalwegError(
                 f"{type(model).__name__} has no Linear, Conv1d, Conv2d or Conv1D layer to quantize. "

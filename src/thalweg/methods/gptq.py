@@ -78,7 +78,7 @@ def gptq(
         nonlocal leader, shared, ahead
         name, grid, weight = layer.name, grids[layer.name], objective.weights[layer.name]
         if layer.samples == 0:
-            return None
+            return grid.round(weight)
         hessian = layer.hessian
         if shared is None or shared[0] is not hessian:
             leader, ahead = name, {}
@@ -102,7 +102,7 @@ def gptq(
     for name in grids:
         if name not in codes:
             codes[name] = grids[name].encode(objective.weights[name])
-            notes[name] = {"samples": 0, "unreached": "no calibration input arrived; rounded to nearest"}
+            notes[name] = {"samples": 0, "unreached": "no calibration input, or an embedding; rounded to nearest"}
     return Rounding({name: codes[name] for name in grids}, notes)
 
 

@@ -47,16 +47,16 @@ def obq(
     for name, grid in grids.items():
         if grid.layout.columns > limit:
             raise ThalwegError(
-                f"Layer {name!r} has {grid.layout.columns} columns, and obq costs rows x columns cubed (limit {limit}). "
+                f"Layer {name!r} has {grid.layout.columns} columns, and obq costs rows x columns³ (limit {limit}). "
                 "Use gptq, or raise `limit`."
             )
     codes: dict[str, Tensor] = {}
     notes: dict[str, dict[str, Any]] = {}
 
     def visit(layer: Visit) -> Tensor | None:
-        if layer.samples == 0:
-            return None
         name, grid, weight = layer.name, grids[layer.name], objective.weights[layer.name]
+        if layer.samples == 0:
+            return grid.round(weight)
         inverse, used = _inverse(layer.hessian.double(), name, damping)
         groups, n, _ = inverse.shape
         matrix = grid.layout.matrix(weight).double()
@@ -84,7 +84,7 @@ def obq(
     for name in grids:
         if name not in codes:
             codes[name] = grids[name].encode(objective.weights[name])
-            notes[name] = {"samples": 0, "unreached": "no calibration input arrived; rounded to nearest"}
+            notes[name] = {"samples": 0, "unreached": "no calibration input, or an embedding; rounded to nearest"}
     return Rounding({name: codes[name] for name in grids}, notes)
 
 
