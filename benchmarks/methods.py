@@ -69,10 +69,15 @@ def qat(objective: Objective, base: QuantizedPoint, task: Task, seconds: float) 
     """Straight-through training from the float weights for so many CPU seconds, at the learning rate that is best
     on the frozen validation data. Returns the point, its steps and its seconds (those of that one run)."""
     assert task.train_batch is not None
-    started = time.process_time()
-    train(objective, base, task.train_batch, Recipe(steps=3, check_every=1000, stop=False))
-    one = (time.process_time() - started) / 4  # a step; the checks of the end cost about one more
-    steps = max(1, round(seconds / one))
+    pilot = lambda steps: train(objective, base, task.train_batch, Recipe(steps=steps, check_every=10**6, stop=False))
+    pilot(2)
+    times = []
+    for steps in (2, 22):
+        started = time.process_time()
+        pilot(steps)
+        times.append(time.process_time() - started)
+    one, fixed = max((times[1] - times[0]) / 20, 1e-4), times[0]  # a step; the looks at its two ends
+    steps = max(1, round((seconds - 2 * fixed) / one))
     best: tuple[float, QuantizedPoint, float] | None = None
     for rate in RATES:
         recipe = Recipe(steps=steps, lr=rate, check_every=max(1, steps // 4), stop=False)
