@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from . import space
@@ -68,8 +69,23 @@ def surface(
     ss: list[float],
     ts: list[float],
 ) -> np.ndarray:
-    """Loss at ``origin + s u + t v``, ``[len(ts), len(ss)]``. Cost: one forward per point."""
-    return np.array([[objective.loss(space.plane(origin, u, v, s, t)) for s in ss] for t in ts])
+    """Loss at ``origin + s u + t v``, ``[len(ts), len(ss)]``, bit for bit that of ``space.plane``.
+
+    Cost: one forward per point; the points themselves are written into one buffer, with no allocation.
+    """
+    for other in (u, v):
+        space.same_names(origin, other)
+    here, lift = space.each(torch.empty_like, origin), space.each(torch.empty_like, v)
+    out = np.empty((len(ts), len(ss)))
+    with torch.no_grad():
+        for i, t in enumerate(ts):
+            for name, raised in lift.items():
+                torch.mul(v[name], t, out=raised)
+            for j, s in enumerate(ss):
+                for name, x in here.items():
+                    torch.mul(u[name], s, out=x).add_(origin[name]).add_(lift[name])
+                out[i, j] = objective.loss(here)
+    return out
 
 
 def first_exit(loss_at: Callable[[float], float], bound: float, start: float = 0.3, refine: int = 5) -> float:

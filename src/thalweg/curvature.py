@@ -1,11 +1,14 @@
 """Second derivatives: products with the Hessian or the Gauss-Newton matrix, and what follows from them.
 
-All spectra are taken in the *step metric*: with ``x = w / Δ``, the operator is ``Δ B Δ``, so that an
-eigenvalue is the curvature in nats per squared step of that direction.
+:func:`products` gives the operator ``B`` of the raw weights. :func:`in_steps` gives it in the *step metric*: with
+``x = w / Δ`` the operator is ``Δ B Δ``, so that an eigenvalue is the curvature in nats per squared step of that
+direction. Eigenpairs here, trace and density in ``spectrum``, take either.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -25,10 +28,12 @@ def products(objective: Objective, at: Mapping[str, Tensor], kind: str = "auto",
 
     ``kind``: ``"hessian"``, ``"ggn"`` (generalised Gauss-Newton, Schraudolph 2002: positive semidefinite),
     or ``"auto"``: GGN for models, Hessian for plain functions, which have no outputs. ``retain`` keeps
-    each batch's graph between products: faster, at the memory of one graph per batch.
+    the graphs between products: faster, at the memory of all of them. Batches go through in the chunks of the
+    objective. The raw metric: wrap in :func:`in_steps` for the step metric.
 
-    Cost: about one gradient to build, then about two gradients per product. ReLU networks: the Hessian
-    misses curvature in the kinks; the GGN too.
+    Cost: about one gradient to build, then about 1.4 gradients per product with the Hessian and 2 with the GGN
+    (a convolutional network on a CPU); one gradient more without ``retain``. ReLU networks: the Hessian misses
+    curvature in the kinks; the GGN too. Source: Pearlmutter 1994 (Hessian products).
     """
     if kind == "auto":
         kind = "ggn" if objective.has_outputs else "hessian"
@@ -80,14 +85,15 @@ def products(objective: Objective, at: Mapping[str, Tensor], kind: str = "auto",
 
         return ggn
 
-    built = [build(batch) for batch in objective.batches] if retain else None
+    built = [build(piece) for piece in objective.pieces] if retain else None
 
     def product(v: Mapping[str, Tensor]) -> Point:
         space.same_names(at, v)
         objective.cost["products"] += 1
         total = space.zeros_like(at)
-        for i, batch in enumerate(objective.batches):
-            total = space.add(total, (built[i] if built else build(batch))(v))
+        for i, piece in enumerate(objective.pieces):
+            for name, part in (built[i] if built else build(piece))(v).items():
+                total[name] += part
         return total
 
     return product
@@ -104,87 +110,153 @@ def in_steps(product: Product, step: Mapping[str, Tensor]) -> Product:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Top eigenpairs. ``values`` descending, in nats per squared step; ``residuals``: ‖Ax - λx‖ / λ₁;
-    ``dimensions``: effective number (Σλ)²/Σλ² of those found."""
+    """Top eigenpairs. ``values`` descending, in the operator's unit (nats per squared step for the step metric);
+    ``residuals``: ‖Ax - λx‖ / λ₁; ``errors``: estimated absolute error of each value, min(r, r² / gap) with r the
+    residual and gap the distance to the nearest other Ritz value."""
 
     values: tuple[float, ...]
     vectors: tuple[Point, ...]
     residuals: tuple[float, ...]
     iterations: int
     seed: int
+    errors: tuple[float, ...] = ()
 
     @property
     def dimensions(self) -> float:
-        """Effective number of directions among the pairs found."""
+        """Effective number of directions among the pairs found: (Σλ)²/Σλ²."""
         positive = [v for v in self.values if v > 0]
         return sum(positive) ** 2 / sum(v * v for v in positive) if positive else 0.0
 
 
-def top_pairs(product: Product, like: Mapping[str, Tensor], count: int, iterations: int = 0, seed: int = 0) -> Spectrum:
+@dataclass
+class Krylov:
+    """Lanczos in progress: orthonormal rows ``basis``, diagonal ``alphas``, off-diagonal ``betas``."""
+
+    basis: Tensor
+    alphas: list[float]
+    betas: list[float]
+
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues (ascending) and eigenvectors of the tridiagonal matrix, float64."""
+        t = torch.diag(torch.tensor(self.alphas, dtype=torch.float64))
+        if len(self.alphas) > 1:
+            off = torch.tensor(self.betas[: len(self.alphas) - 1], dtype=torch.float64)
+            t += torch.diag(off, 1) + torch.diag(off, -1)
+        return torch.linalg.eigh(t)
+
+    def errors(self, values: Tensor, small: Tensor, which: list[int]) -> list[float]:
+        """min(r, r² / gap) for some Ritz values (Parlett 1980, Symmetric Eigenvalue Problem, section 11.7)."""
+        out = []
+        for i in which:
+            r = abs(self.betas[-1] * float(small[-1, i]))
+            others = (values - values[i]).abs()
+            others[i] = math.inf
+            gap = float(others.min())
+            out.append(min(r, r * r / gap) if gap > 0 else r)
+        return out
+
+
+def lanczos(
+    product: Product,
+    like: Mapping[str, Tensor],
+    start: Tensor,
+    iterations: int,
+    done: Callable[[Krylov], bool] = lambda krylov: False,
+    restart: Callable[[], Tensor] | None = None,
+) -> Krylov:
+    """Lanczos with full reorthogonalisation from a start vector, until ``done`` or an invariant subspace.
+
+    ``restart`` gives a fresh vector to go on with behind an invariant subspace (repeated eigenvalues).
+    """
+    wide = torch.float64 if len(start) <= 4096 or start.dtype == torch.float64 else torch.float32
+    krylov = Krylov(torch.empty(iterations, len(start), dtype=wide, device=start.device), [], [])
+    krylov.basis[0] = start.to(wide) / start.to(wide).norm()
+    for i in range(iterations):
+        q = krylov.basis[i]
+        r = space.flatten(product(space.unflatten(q, like))).to(wide)
+        krylov.alphas.append(float(r @ q))
+        stack = krylov.basis[: i + 1]
+        r = _off(stack, r)
+        beta = float(r.norm())
+        krylov.betas.append(beta)
+        if i + 1 == iterations or done(krylov):
+            break
+        if beta <= 1e-10 * max(abs(krylov.alphas[0]), 1e-30):
+            if restart is None:
+                break
+            krylov.betas[-1] = 0.0
+            r = _off(stack, restart().to(wide))
+            beta = float(r.norm())
+        torch.div(r, beta, out=krylov.basis[i + 1])
+    return krylov
+
+
+def _off(stack: Tensor, r: Tensor) -> Tensor:
+    for _ in range(2):
+        r = r - stack.T @ (stack @ r)
+    return r
+
+
+def top_pairs(
+    product: Product,
+    like: Mapping[str, Tensor],
+    count: int,
+    iterations: int = 0,
+    seed: int = 0,
+    *,
+    tolerance: float | None = None,
+) -> Spectrum:
     """Largest eigenvalues of a symmetric operator by Lanczos with full reorthogonalisation.
 
-    ``iterations`` defaults to ``2 * count + 8``. Eigenvectors are orthonormal. Cost: that many products
-    and as many vectors of memory. Look at ``residuals`` before trusting the lower pairs.
+    Without a ``tolerance``: a fixed number of ``iterations`` (default ``2 * count + 8``); look at ``residuals``
+    before trusting the lower pairs. With one: until ``errors`` of all ``count`` values are below ``tolerance``
+    times the value (or times 1 % of the largest, for values near 0) at two checks four steps apart, at most
+    ``iterations`` (default 500) steps; repeated eigenvalues are found too. If ``errors`` are above it at the
+    end, it did not get there. In float32 no tolerance below 1e-6 can be kept.
+
+    Eigenvectors are orthonormal. Cost: one product per iteration and as many vectors of memory.
+    Source: Parlett 1980, chapter 13.
     """
     dimension = space.size(like)
-    iterations = min(iterations or 2 * count + 8, dimension)
-    q = space.flatten(space.random_like(like, seed, "normal"))
-    wide = torch.float64 if dimension <= 4096 or q.dtype == torch.float64 else torch.float32
-    q = q.to(wide) / q.to(wide).norm()
-    basis, alphas, betas = [q], [], []
-    for i in range(iterations):
-        r = space.flatten(product(space.unflatten(basis[i], like))).to(wide)
-        alphas.append(float(r @ basis[i]))
-        for _ in range(2):
-            stack = torch.stack(basis)
-            r = r - stack.T @ (stack @ r)
-        beta = float(r.norm())
-        betas.append(beta)
-        if beta <= 1e-10 * max(abs(alphas[0]), 1e-30) or i + 1 == iterations:
-            break
-        basis.append(r / beta)
-    size = len(alphas)
-    t = torch.diag(torch.tensor(alphas, dtype=torch.float64))
-    if size > 1:
-        off = torch.tensor(betas[: size - 1], dtype=torch.float64)
-        t += torch.diag(off, 1) + torch.diag(off, -1)
-    values, small = torch.linalg.eigh(t)
-    keep = values.argsort(descending=True)[:count]
-    stack = torch.stack(basis[:size])
-    vectors = tuple(space.unflatten((small[:, i].to(wide) @ stack), like) for i in keep.tolist())
-    top = max(float(values.abs().max()), 1e-30)
-    residuals = tuple(abs(betas[size - 1] * float(small[-1, i])) / top for i in keep.tolist())
-    return Spectrum(tuple(float(values[i]) for i in keep.tolist()), vectors, residuals, size, seed)
+    count = min(count, dimension)
+    iterations = min(iterations or (2 * count + 8 if tolerance is None else 500), dimension)
+    passed: list[int] = []
 
+    def top(values: Tensor) -> list[int]:
+        return values.argsort(descending=True)[:count].tolist()
 
-@dataclass(frozen=True)
-class Trace:
-    """Step-weighted trace ``tr(Δ B Δ)`` in nats, with the standard error over probes.
+    def settled(krylov: Krylov) -> bool:
+        steps = len(krylov.alphas)
+        if steps < count + 1 or (steps % 4 and krylov.betas[-1] > 0):
+            return False
+        values, small = krylov.ritz()
+        floor = 0.01 * float(values.abs().max())
+        good = all(
+            e <= (tolerance or 0.0) * max(abs(float(values[i])), floor)
+            for i, e in zip(top(values), krylov.errors(values, small, top(values)), strict=True)
+        )
+        passed[:] = [*passed, steps] if good else []
+        return len(passed) >= 2
 
-    ``forecast_nats``: ``trace / 24``, the mean loss increase that a quadratic predicts for plain rounding
-    (errors uniform in a step have variance 1/12).
-    """
+    restarts = itertools.count(1)
 
-    trace: float
-    stderr: float
-    probes: int
-    seed: int
+    def fresh() -> Tensor:
+        return space.flatten(space.random_like(like, seed + 7919 * next(restarts), "normal"))
 
-    @property
-    def forecast_nats(self) -> float:
-        """Loss increase of plain rounding in the quadratic model."""
-        return self.trace / 24
-
-
-def step_trace(product_in_steps: Product, like: Mapping[str, Tensor], probes: int = 8, seed: int = 0) -> Trace:
-    """Hutchinson's estimate with random signs (1990). Cost: ``probes`` products."""
-    values = []
-    for i in range(probes):
-        z = space.random_like(like, seed + i, "sign")
-        values.append(space.dot(z, product_in_steps(z)))
-    data = torch.tensor(values, dtype=torch.float64)
-    spread = float(data.std() / probes**0.5) if probes > 1 else float("inf")
-    return Trace(float(data.mean()), spread, probes, seed)
+    start = space.flatten(space.random_like(like, seed, "normal"))
+    if tolerance is None:
+        krylov = lanczos(product, like, start, iterations)
+    else:
+        krylov = lanczos(product, like, start, iterations, settled, fresh)
+    size = len(krylov.alphas)
+    values, small = krylov.ritz()
+    keep = top(values)
+    stack = krylov.basis[:size]
+    vectors = tuple(space.unflatten(small[:, i].to(stack.dtype) @ stack, like) for i in keep)
+    largest = max(float(values.abs().max()), 1e-30)
+    residuals = tuple(abs(krylov.betas[-1] * float(small[-1, i])) / largest for i in keep)
+    errors = tuple(krylov.errors(values, small, keep))
+    return Spectrum(tuple(float(values[i]) for i in keep), vectors, residuals, size, seed, errors)
 
 
 def visibility(product: Product, displacement: Mapping[str, Tensor], rise: float) -> float:

@@ -8,6 +8,7 @@ whether it is a two-dimensional valley or a language model. This file, with ``la
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,17 +94,22 @@ class Objective:
         device: ``"cpu"``, ``"cuda"``, ``"auto"``.
         noise_ok: accept data or models that are random; ``noise`` then holds the spread.
         embeddings: quantize embedding tables too, and with them the weights that are tied to them.
+        chunk: samples that go through the model at once in losses, gradients and products. ``None`` chooses:
+            on a CPU, floating-point inputs in pieces that stay in the cache (at most 256 samples and 2²⁰
+            input entries), everything else whole. ``0``: always whole batches.
 
     Attributes:
         weights: the float weights that can be quantized, by parameter name (detached).
         axes: output axis of each weight.
         noise: spread of the loss between two passes over the same point, in nats.
         cost: counter of forwards, gradients and products spent so far (one = all batches once).
+        pieces: the batches as they go through the model, cut into chunks where that changes no sample's loss
+            beyond rounding (checked at construction: a model or loss that mixes samples stays whole).
 
     Raises:
         ThalwegError: empty data, random data, NaN weights, no quantizable layer, train-mode BatchNorm.
 
-    Cost of construction: two forwards.
+    Cost of construction: two forwards, two more where batches are cut.
     """
 
     def __init__(
@@ -117,9 +123,12 @@ class Objective:
         device: str | torch.device = "cpu",
         noise_ok: bool = False,
         embeddings: bool = False,
+        chunk: int | None = None,
     ):
         if isinstance(loss, str) and loss not in LOSSES:
             raise unknown("loss", loss, LOSSES)
+        if chunk is not None and chunk < 0:
+            raise ThalwegError(f"A chunk of {chunk} samples is negative. Use None to choose, 0 for whole batches.")
         self.device = choose_device(device)
         self._sample_losses: Loss = LOSSES[loss] if isinstance(loss, str) else loss
         self._function: Callable[[Point], Tensor] | None = None
@@ -148,7 +157,10 @@ class Objective:
         self.axes = {name: layer.axis for name, layer in self.layers.items()}
         self.batches = _frozen(batches, self.device)
         self.calibration = self.batches if calibration is None else _frozen(calibration, self.device)
+        self._pieces = self._uncut = self.batches
         self._check_determinism(batches, noise_ok)
+        if self.noise == 0:
+            self._cut(chunk)
 
     @classmethod
     def of(
@@ -168,7 +180,7 @@ class Objective:
             raise ThalwegError("The function has no weights. Pass a dictionary of tensors.")
         space.check_finite(self.weights)
         self.axes = dict.fromkeys(self.weights, 0)
-        self.batches = self.calibration = [None]
+        self.batches = self.calibration = self._pieces = self._uncut = [None]
         self._check_determinism(None, noise_ok)
         return self
 
@@ -207,7 +219,8 @@ class Objective:
         self, weights: Mapping[str, Tensor], batches: Sequence[Any], extra: Mapping[str, Tensor] | None
     ) -> Tensor:
         self.cost["forwards"] += 1
-        return torch.cat([self.sample_losses(self.forward(weights, b, extra), b).double() for b in batches])
+        whole = self.pieces if batches is self.batches else batches
+        return torch.cat([self.sample_losses(self.forward(weights, b, extra), b).double() for b in whole])
 
     def loss(self, weights: Mapping[str, Tensor]) -> float:
         """Mean loss in nats at a point. Cost: one forward."""
@@ -221,11 +234,29 @@ class Objective:
         total = self.samples
         value = 0.0
         with torch.enable_grad():
-            for batch in self.batches:
+            for batch in self.pieces:
                 part = self.sample_losses(self.forward(leaves, batch, extra), batch).sum() / total
                 part.backward()
                 value += float(part.detach())
         return value, {n: torch.zeros_like(w) if w.grad is None else w.grad.detach() for n, w in leaves.items()}
+
+    @property
+    def pieces(self) -> Sequence[Any]:
+        """The batches in chunks, in the order of the data."""
+        return self._pieces if self._uncut is self.batches else self.batches
+
+    def _cut(self, chunk: int | None) -> None:
+        """Cut the batches, and keep the cut if every sample keeps its loss up to rounding."""
+        pieces = [piece for batch in self.batches for piece in _chunks(batch, chunk, self.device)]
+        if len(pieces) == len(self.batches):
+            return
+        whole, self._pieces = self.losses({}), pieces
+        try:
+            cut = self.losses({})
+        except (RuntimeError, ValueError, IndexError):  # a model of one batch size, a loss with a fixed one
+            cut = whole[:0]
+        if len(cut) != len(whole) or not torch.allclose(cut, whole, rtol=1e-4, atol=1e-5):
+            self._pieces = self.batches
 
     @property
     def samples(self) -> int:
@@ -380,3 +411,22 @@ def _frozen(batches: Iterable[Any], device: torch.device) -> list[Any]:
     if not frozen:
         raise ThalwegError("There is no data: the list of batches is empty. Pass at least one batch.")
     return frozen
+
+
+LARGEST_CHUNK, CHUNK_ENTRIES = 256, 2**20
+
+
+def _chunks(batch: Any, chunk: int | None, device: torch.device) -> list[Any]:
+    """A batch in pieces of ``chunk`` samples (views); whole where it is not worth it or not plain tensors."""
+    parts = list(batch) if isinstance(batch, list | tuple) else [batch]
+    if not all(isinstance(p, Tensor) and p.ndim for p in parts) or len({len(p) for p in parts}) != 1:
+        return [batch]
+    size = chunk or 0
+    if chunk is None and device.type == "cpu" and parts[0].is_floating_point():
+        entries = max(parts[0][0].numel(), 1)
+        size = max(16, min(LARGEST_CHUNK, 2 ** int(math.log2(max(CHUNK_ENTRIES // entries, 1)))))
+    if not size or len(parts[0]) < (2 * size if chunk is None else size + 1):
+        return [batch]
+    if isinstance(batch, Tensor):
+        return list(batch.split(size))
+    return [type(batch)(piece) for piece in zip(*(p.split(size) for p in parts), strict=True)]

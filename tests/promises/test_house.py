@@ -36,7 +36,7 @@ LAYERS = [
     {"space", "grid", "fitting"},
     {"objective", "scheme", "landscape", "walk"},
     {"point", "distill", "kronecker"},
-    {"curvature", "basin", "river", "trajectory", "fold", "latent"},
+    {"curvature", "spectrum", "basin", "river", "trajectory", "fold", "latent"},
     {"optimize", "train_loss", "checkpoint"},
     {"train", "verdict"},
     {"diagnosis"},
