@@ -19,7 +19,7 @@ def burst(
     grids: dict[str, Grid],
     seed: int = 0,
     *,
-    steps: int = 30,
+    steps: int = 60,
     lr: float = 0.05,
     start: str = "float",
     held_out: float = 0.25,
