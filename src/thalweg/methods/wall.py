@@ -51,8 +51,8 @@ def wall(
         objective: supplies calibration data; of a plain function the exact Hessian at the displaced point is used.
         grids: grid of every weight to be quantized.
         seed: of the sampled labels.
-        at: where the first curvature is taken: ``float``, ``nearest``, ``gptq``, ``edge`` (the last point on the
-            way to the rounded one whose divergence is within ``tolerance_nats``), ``average`` (over that way).
+        at: where the first curvature is taken: ``float``, ``nearest``, ``gptq``, ``edge`` (the first point on the
+            way to the rounded one whose divergence exceeds ``tolerance_nats``), ``average`` (over that way).
         refresh: how often the curvature is taken again at the method's own result.
         damping: multiple of the mean diagonal added to A. ``output_damping``: to B; inf ignores B.
         mix: share of the factors at the float point in the mixture, 0 to 1.
@@ -118,7 +118,7 @@ def wall(
 
 
 def _edge(teacher: Teacher, weights: Point, there: Point, tolerance: float) -> Point:
-    """Last point of the segment within the tolerance, by bisection. Cost: eight forwards."""
+    """First point of the segment beyond the tolerance, to 1/256 of its length, by bisection. Cost: eight forwards."""
     low, high = 0.0, 1.0
     for _ in range(8):
         middle = (low + high) / 2
