@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from . import catalog, checkpoint, space, train_loss
@@ -18,6 +19,7 @@ from .latent import Latent
 from .objective import Objective
 from .optimize import Movers
 from .point import QuantizedPoint
+from .scheme import refit
 from .space import Point
 from .task import Progress, silent
 from .trajectory import Check, Recipe, Trajectory
@@ -232,17 +234,15 @@ class Run:
 
     def _refitted(self) -> dict[str, Any]:
         """Grids fitted again to the latent weights, by the quantizer that fitted those of the point."""
-        quantizer = catalog.get("quantizers", str(self.point.provenance.get("fit", "mse")))
-        found = {}
+        fit, found = str(self.point.provenance.get("fit", "mse")), {}
         for name, grid in self.point.grids.items():
-            if grid.levels.ndim > 1 or grid.columns is not None or grid.scale_format != "float32":
+            new = refit(grid, self.latent.weights[name], fit)
+            if new.levels.shape != grid.levels.shape or not torch.equal(new.levels, grid.levels):
                 raise ThalwegError(
-                    f"Grid {grid.name!r} of {name!r} has level tables, column factors or stored scale formats of its "
-                    "own, which a refresh would lose. Train with fixed grids."
+                    f"Grid {grid.name!r} of {name!r} has level tables of its own, and a refresh moves scales and zero "
+                    "points only. Train with fixed grids, or use a scheme with fixed levels."
                 )
-            weight = self.latent.weights[name].float()
-            scale, zero = quantizer(weight, grid.layout, grid.levels, grid.zero is not None)
-            found[name] = replace(grid, scale=scale, zero=zero)
+            found[name] = new
         return found
 
     def _check(self) -> None:

@@ -5,12 +5,13 @@ import torch
 from torch.nn import functional as F
 
 from tests.conftest import small_batches, small_net, tiny_llama, tiny_tokens
-from thalweg import catalog, space, train_loss
+from thalweg import space, train_loss
 from thalweg.blocks import blocks, norm_parameters
 from thalweg.errors import ThalwegError
 from thalweg.exports._common import deployed_model
 from thalweg.objective import Objective
 from thalweg.point import QuantizedPoint, quantize
+from thalweg.scheme import refit
 from thalweg.train import Recipe, Run, train
 
 
@@ -127,10 +128,9 @@ def test_refreshed_grids_are_refitted(problem):
     state = Run(objective, point, batches, Recipe(steps=6, refresh=3, lr=0.3))
     for _ in range(6):
         state.advance()
-    mse = catalog.get("quantizers", "mse")
     for name, w in state.latent.weights.items():
         grid = point.grids[name]
-        assert torch.equal(state.latent.scale[name], mse(w, grid.layout, grid.levels, False)[0])
+        assert torch.equal(state.latent.scale[name], refit(grid, w).scale)
         assert torch.equal(state.latent.deployed[name], state.latent.grid(name).round(w))
     assert state.latent.moved
 
