@@ -29,8 +29,8 @@ def hqq(fit: Fit) -> Grid:
 
     Symmetric grids and level tables have a scale only. Zero points are *not* whole numbers: they count as floats in
     the storage, and formats with integer zero points refuse them. Learned tables have fits of their own: ``mse``.
-    Cost: 26 rounding passes; no data. Do not trust it at 2 bits: it gives up outliers that the loss needs, where ``mse``
-    does not (docs/methods.md).
+    Cost: 26 rounding passes; no data. Do not trust it at 2 bits: it gives up outliers that the loss needs, where
+    ``mse`` does not (docs/methods.md).
 
     Raises:
         ThalwegError: a learned table.
