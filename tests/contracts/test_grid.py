@@ -23,7 +23,10 @@ SCHEMES = (
 )  # fmt: skip
 FITS = catalog.names("quantizers")
 CAN = {"threshold": ("ternary",), "greedy": ("lsbq", "binary")}
-PAIRS = [(s, f) for s in SCHEMES for f in FITS if s.startswith(CAN.get(f, ""))]
+LEARNED = ("lsbq", "codebook")
+PAIRS = [
+    (s, f) for s in SCHEMES for f in FITS if s.startswith(CAN.get(f, "")) and not (f == "hqq" and s.startswith(LEARNED))
+]
 
 
 def grid_of(weight, scheme, fit, columns=None):
@@ -370,3 +373,6 @@ def test_quantizers_refuse_what_they_cannot_fit():
     for fit in CAN:
         with pytest.raises(ThalwegError, match=f"'{fit}' fits .*'w4'"):
             grid_of(torch.randn(2, 8), "w4", fit)
+    for scheme in ("lsbq2", "codebook2"):
+        with pytest.raises(ThalwegError, match=f"'hqq' fits .*'{scheme}'"):
+            grid_of(torch.randn(2, 8), scheme, "hqq")
