@@ -102,28 +102,21 @@ def plane(steps: str = "21") -> None:
 
 
 def qat(scheme: str = "w4g32", estimator: str = "ste") -> None:
-    """A step through an estimator of the catalogue against a float step, the same loop as for the peers."""
-    from torch.nn.utils import parametrize
+    """A step of ours against a float step, taken in turn: the contestants of ``benchmarks/qat_step.py``."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from qat_step import contestants
 
-    from thalweg import catalog
-
-    model, fake = common.llama(), common.llama()
-    layers = common.linears(fake)
-    weights = {f"{n}.weight": m.weight.detach() for n, m in layers.items()}
-    grids = Scheme.parse(scheme).grids(weights, fit="absmax")
-    rule = catalog.get("estimators", estimator)
-
-    class Quantized(torch.nn.Module):
-        def __init__(self, grid) -> None:  # type: ignore[no-untyped-def]
-            super().__init__()
-            self.grid = grid
-
-        def forward(self, latent: torch.Tensor) -> torch.Tensor:
-            return rule(latent, self.grid)
-
-    for name, layer in layers.items():
-        parametrize.register_parametrization(layer, "weight", Quantized(grids[f"{name}.weight"]), unsafe=True)
-    common.report(**common.step_race(model, fake), version=VERSION)
+    batch = common.tokens("calibration")[:4]
+    objective = Objective(common.llama(), [batch[:1, :16]], "causal_lm")
+    jobs = contestants(objective, scheme, batch, [estimator])
+    pair = [jobs["float"], jobs[estimator]]
+    for job in pair:
+        common.timed(job, 2)
+    times = [[common.timed(job)[0] for job in pair] for _ in range(9)]
+    common.report(
+        seconds=[b for _, b in times], float_seconds=[a for a, _ in times],
+        step_ratio=statistics.median(b / a for a, b in times), version=VERSION,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

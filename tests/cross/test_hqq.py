@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from thalweg import catalog
 from thalweg.scheme import Scheme
 
 from .peer import ask, weight
@@ -33,18 +32,8 @@ def test_their_plain_range_is_ours_with_a_real_zero_point(w, theirs, bits):
 
 
 @pytest.mark.parametrize("bits", BITS)
-def test_the_mean_square_search_beats_theirs_in_the_mean_square(w, theirs, bits):
-    """Their search minimises a norm below one, and so loses in the mean square to a search for just that."""
-    ours = Scheme.parse(f"w{bits}g32a").grids({"w": w}, fit="mse")["w"].round(w)
-    assert (w - ours).norm() <= (w - theirs[f"{bits}/search"]).norm() * 1.02
-
-
-@pytest.mark.parametrize("bits", BITS)
 def test_the_half_quadratic_search_reaches_their_objective(w, theirs, bits):
     """``Σ|w - q|^0.7``, the norm that both minimise, not above theirs by more than 3 %."""
-    name = next((n for n in ("hqq", "half-quadratic", "halfquadratic") if n in catalog.names("quantizers")), None)
-    if name is None:
-        pytest.skip("the catalogue has no half-quadratic quantizer")
-    ours = Scheme.parse(f"w{bits}g32a").grids({"w": w}, fit=name)["w"].round(w)
+    ours = Scheme.parse(f"w{bits}g32a").grids({"w": w}, fit="hqq")["w"].round(w)
     cost = lambda q: float((w - q).abs().pow(0.7).sum())
     assert cost(ours) <= cost(theirs[f"{bits}/search"]) * 1.03
