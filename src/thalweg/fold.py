@@ -9,6 +9,7 @@ mixing of positions) in between. What is stored then lies on the plain grid.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -220,7 +221,9 @@ def _apply(
 
 
 def _taps(module: nn.Module) -> int:
-    return int(torch.tensor(module.weight.shape[2:]).prod()) if not is_transposed_linear(module) else 1  # type: ignore[union-attr]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return 1 if is_transposed_linear(module) else math.prod(weight.shape[2:])
 
 
 def _by_channel(columns: Tensor, module: nn.Module) -> Tensor | None:

@@ -189,7 +189,7 @@ def round_with(
     rows_order, across = feedback(outputs, 0.0 if alone else output_damping, name)
     place = lambda m: m.gather(1, rows_order.unsqueeze(2).expand_as(m)).gather(2, order.unsqueeze(1).expand_as(m))
     kind = torch.float64 if weight.numel() <= 4096 else torch.float32
-    form = Matrices(*(None if m is None else place(split(m)) for m in grid.matrices(kind)))
+    form = Matrices(*(None if m is None else place(split(m)) for m in grid.matrices(kind)))  # type: ignore[arg-type]
     matrix = place(split(grid.layout.matrix(weight)).to(kind))
     chosen = two_sided(matrix, across.to(kind), along.to(kind), form, grid)
     back = torch.empty_like(chosen).scatter_(2, order.unsqueeze(1).expand_as(chosen), chosen)

@@ -137,7 +137,7 @@ class Latent:
         counts = [
             self._settle_tile(tile, self.levels[name], progress, fold) if tile else self._settle(name, progress, fold)
             for name, tiles in self.tiles.items()
-            for tile in tiles or [None]
+            for tile in tiles or [None]  # type: ignore[list-item]
         ]
         return int(torch.stack(counts).sum()) if counts else 0
 
@@ -174,7 +174,7 @@ class Latent:
         if t.zero is not None:
             x.add_(t.zero)
         value = None if self.estimator.soft is None else self.estimator.soft(x, levels, progress)
-        code = x.round_().sub_(levels.low).clamp_(0, levels.high - levels.low)
+        code = x.round_().sub_(levels.low).clamp_(0, levels.high - levels.low)  # type: ignore[arg-type]
         fresh = code.to(torch.uint8)
         moved = fresh != t.codes
         t.ever.logical_or_(moved)
@@ -295,7 +295,11 @@ class Latent:
         view = lambda t, rows, w=width: t.view(-1, w)[rows]
         return [
             _Tile(
-                *(view(t[name], rows) for t in (self.weights, self.live, self.codes, self.ever, self.average)),
+                view(self.weights[name], rows),
+                view(self.live[name], rows),
+                view(self.codes[name], rows),
+                view(self.ever[name], rows),
+                view(self.average[name], rows),
                 view(self.scale[name], rows, 1),
                 None if zero is None else view(zero, rows, 1),
                 rows,

@@ -27,8 +27,10 @@ class Levels(NamedTuple):
     def of(cls, grid: Grid) -> Levels:
         """The levels of a grid."""
         v = grid.levels
-        ends = [v[..., :1], v[..., -1:], (v[..., 1:2] - v[..., :1]) / 2, (v[..., -1:] - v[..., -2:-1]) / 2]
-        return cls(v, *(float(e) if v.ndim == 1 else e for e in ends), uniform=grid.uniform)
+        plain = (lambda x: float(x)) if v.ndim == 1 else (lambda x: x)
+        low, high = plain(v[..., :1]), plain(v[..., -1:])
+        below, above = plain((v[..., 1:2] - v[..., :1]) / 2), plain((v[..., -1:] - v[..., -2:-1]) / 2)
+        return cls(v, low, high, below, above, grid.uniform)
 
     def nearest(self, x: Tensor) -> Tensor:
         """Nearest level of each entry."""

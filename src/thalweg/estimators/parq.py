@@ -22,7 +22,7 @@ def affine_map(x: Tensor, levels: Levels, inverse: float) -> Tensor:
     if inverse < 1e-6:
         return levels.nearest(x)
     middle, half = levels.around(x)
-    away = x.clamp(levels.low, levels.high).sub_(middle).div_(inverse)
+    away = x.clamp(levels.low, levels.high).sub_(middle).div_(inverse)  # type: ignore[arg-type]
     away = away.clamp_(-half, half) if isinstance(half, float) else away.clamp(-half, half)
     return away.add_(middle)
 

@@ -73,7 +73,8 @@ def quadratic(stop: Stop, cache: dict[int, tuple[tuple[Tensor, ...], Quadratic]]
         g = second_moment(given)
         parts = (g, g, g) if same else (g, torch.bmm(given.transpose(1, 2), x), second_moment(x))
         totals = [part.clone() if t is None else t.add_(part) for t, part in zip(totals, parts, strict=True)]
-    result = Quadratic(*(t / max(samples, 1) for t in totals if t is not None), samples)
+    given_twice, cross, exact_twice = (t / max(samples, 1) for t in totals if t is not None)
+    result = Quadratic(given_twice, cross, exact_twice, samples)
     cache[0] = (inputs, result)
     return result
 

@@ -140,12 +140,12 @@ def _search(
         name = layer.name
         clipped = _clip(whole[name], weights[name], hessian, clips)
         after = error(name, clipped)
-        factors = best[name].columns
+        used = best[name].columns
         found[name] = clipped if after < least[name] else best[name]
         notes[name] = {
             "samples": layer.samples,
             "alpha": alpha,
-            "factor_ratio": 1.0 if factors is None else float(factors.max() / factors.min()),
+            "factor_ratio": 1.0 if used is None else float(used.max() / used.min()),
             "output_error": min(after, least[name]),
             "output_error_nearest": plain[name],
         }

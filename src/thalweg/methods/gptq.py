@@ -66,7 +66,8 @@ def gptq(
     codes: dict[str, Tensor] = {}
     notes: dict[str, dict[str, Any]] = {}
     followers: dict[str, set[str]] = {}
-    leader, shared, ahead = "", None, {}
+    leader, shared = "", None
+    ahead: dict[str, Any] = {}
 
     def together(name: str) -> list[str]:
         """A layer and those that followed on the same input in an earlier block of the network."""

@@ -67,8 +67,8 @@ def obq(
         for g in range(groups):
             for start in range(g * height, (g + 1) * height, chunk):
                 rows = slice(start, min(start + chunk, (g + 1) * height))
-                optional = [None if part is None else part[rows] for part in (zero, table)]
-                out.append(eliminate(matrix[rows], scale[rows], *optional, inverse[g], grid))
+                shift, levels = (None if part is None else part[rows] for part in (zero, table))
+                out.append(eliminate(matrix[rows], scale[rows], shift, levels, inverse[g], grid))
         codes[name] = grid.layout.tensor(torch.cat(out).reshape(grid.layout.rows, n))
         value = grid.decode(codes[name], weight.dtype)
         split_error = lambda v: grid.layout.matrix(v - weight).reshape(groups, -1, n)

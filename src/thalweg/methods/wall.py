@@ -111,6 +111,7 @@ def wall(
     note: dict[str, Any] = {"divergence": trail, "kept": trail.index(best[0])}
     codes = {n: best[1][n] for n in grids}
     if polish > 0:
+        assert factors is not None
         bend = {n: grids[n].layout.tensor(f.diagonal()) for n, f in factors.items()} if objective.has_outputs else None
         codes, spent = descend(teacher.loss, teacher.gradient, codes, grids, weights, polish, bend=bend)
         note["polish"] = {"forwards": spent["forwards"], "flips": spent["flips"], "divergence": spent["loss"]}
