@@ -43,8 +43,8 @@ T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 
 
 
 def bench_llama(seed: int) -> Task:
-    """The 8.3M Llama with its tokens; the seed draws 48 of 64 calibration rows, and rows for training from
-    WikiText-2 where it is at hand."""
+    """The 8.3M Llama with its tokens; the seed draws 48 of 64 calibration rows, and training sees those
+    rows only."""
     from transformers import LlamaForCausalLM
 
     from thalweg.space import generator

@@ -192,9 +192,9 @@ def test_standard_error_of_the_trace_covers_the_truth(sketch):
     assert all(t.stderr <= 0.04 * abs(t.trace) or t.probes == 512 for t in found)
     assert all(16 <= t.probes <= 512 and t.products == t.probes + 2 * sketch for t in found)
     z = torch.tensor([(t.trace - sum(values)) / t.stderr for t in found])
-    assert (z.abs() < 2).double().mean() >= 0.87
-    assert 0.5 < z.square().mean() < 1.9
-    assert abs(z.mean()) < 0.6
+    assert (z.abs() < 2).double().mean() >= 0.88
+    assert 0.6 < z.square().mean() < 1.8
+    assert abs(z.mean()) < 0.5
 
 
 def test_a_sketch_saves_products_where_few_eigenvalues_dominate():
