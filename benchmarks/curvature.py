@@ -3,16 +3,16 @@
     python benchmarks/curvature.py                       # table; writes runs/bench-curvature.json
     python benchmarks/curvature.py --points 5 --repeat 3
 
-A convolutional network of 105,866 weights, trained for one seeded pass over 8192 Fashion-MNIST images and measured on
-1024 others (THALWEG_DATA; seeded noise with random labels where that is absent, said in the table). ``net``, ``data``
-and the ``ours_*`` functions are what a race against other packages calls.
+The network and the samples are those of the race against other packages (``peers/common.py``): 105,866 parameters,
+trained on Fashion-MNIST (THALWEG_DATA; seeded blobs where that is absent, said in the table) and measured on 1024
+images. ``ours_*`` are the functions that the race calls.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -23,6 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))
+import common
+
 from thalweg import basin, curvature, space, spectrum
 from thalweg.files import write_json
 from thalweg.objective import Objective
@@ -32,48 +35,16 @@ SAMPLES, CHUNK = 1024, 256
 Batch = tuple[Tensor, Tensor]
 
 
-def source() -> Path:
-    """Where the images are, if they are."""
-    root = Path(os.environ.get("THALWEG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
-    return root / "fashion_mnist" / "fashion_mnist.npz"
-
-
 @cache
-def _split() -> tuple[Batch, Batch]:
-    """Training and measured samples."""
-    if source().is_file():
-        with np.load(source()) as file:
-            x = torch.from_numpy(file["x_train"][: 8192 + SAMPLES]).float().div(255).unsqueeze(1)
-            y = torch.from_numpy(file["y_train"][: 8192 + SAMPLES]).long()
-    else:
-        g = torch.Generator().manual_seed(0)
-        x = torch.randn(8192 + SAMPLES, 1, 28, 28, generator=g)
-        y = torch.randint(0, 10, (8192 + SAMPLES,), generator=g)
-    return (x[:8192], y[:8192]), (x[8192:], y[8192:])
-
-
 def data() -> Batch:
-    """The 1024 samples of every measurement: images and labels, one batch."""
-    return _split()[1]
+    """The 1024 samples of every measurement: images and labels, one batch; those of the peers."""
+    return common.samples(SAMPLES)
 
 
 @cache
 def net() -> nn.Module:
-    """The network after one pass of AdamW; seed 0, the caller's random state is put back."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Flatten(), nn.Linear(1568, 64), nn.ReLU(), nn.Linear(64, 10),
-        )  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    x, y = _split()[0]
-    for a, b in zip(x.split(128), y.split(128), strict=True):
-        optimizer.zero_grad()
-        F.cross_entropy(model(a), b).backward()
-        optimizer.step()
-    return model.eval()
+    """The trained network, that of the peers."""
+    return common.cnn()
 
 
 @cache
@@ -198,7 +169,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-curvature.json"))
     arguments = parser.parse_args()
     size = sum(p.numel() for p in net().parameters())
-    print(f"{size} weights, {SAMPLES} samples of {'Fashion-MNIST' if source().is_file() else 'noise'}, "
+    print(f"{size} weights, {SAMPLES} samples of {common.images()}, "
           f"{torch.get_num_threads()} threads")  # fmt: skip
     agree = max(float((a - b).abs().max()) for a, b in zip(plain_hvp(), ours_hvp().values(), strict=True))
     times = race(

@@ -130,6 +130,11 @@ def step_race(plain: nn.Module, fake: nn.Module, repeat: int = 9) -> dict[str, o
 # -- vision: a CNN of 105,866 parameters at 1024 samples -----------------------------------------------------
 
 
+def images() -> str:
+    """Name of the images that there are."""
+    return "Fashion-MNIST" if (DATA / "fashion_mnist" / "fashion_mnist.npz").is_file() else "blobs"
+
+
 def samples(count: int = 1024, offset: int = 0) -> tuple[Tensor, Tensor]:
     """Images [count, 1, 28, 28] and labels: Fashion-MNIST, or seeded blobs where the data are not here."""
     path = DATA / "fashion_mnist" / "fashion_mnist.npz"
@@ -138,8 +143,8 @@ def samples(count: int = 1024, offset: int = 0) -> tuple[Tensor, Tensor]:
 
         arrays = numpy.load(path)
         part = slice(offset, offset + count)
-        images = torch.from_numpy(arrays["x_train"][part]).float().div(255).sub(0.286).div(0.353).unsqueeze(1)
-        return images, torch.from_numpy(arrays["y_train"][part].astype("int64"))
+        inputs = torch.from_numpy(arrays["x_train"][part]).float().div(255).sub(0.286).div(0.353).unsqueeze(1)
+        return inputs, torch.from_numpy(arrays["y_train"][part].astype("int64"))
     g = torch.Generator().manual_seed(7 + offset)
     labels = torch.randint(0, 10, (count,), generator=g)
     centres = torch.randn(10, 1, 28, 28, generator=torch.Generator().manual_seed(7))
@@ -147,7 +152,7 @@ def samples(count: int = 1024, offset: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def cnn() -> nn.Module:
-    """The trained net; trained once (300 Adam steps, batch 128, seed 0) and kept in $PEERS/cnn.safetensors."""
+    """The trained net; trained once (300 Adam steps, batch 128, seed 0) and kept in $PEERS for all."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(
@@ -155,13 +160,13 @@ def cnn() -> nn.Module:
             nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
             nn.Flatten(), nn.Linear(1568, 64), nn.ReLU(), nn.Linear(64, 10),
         )  # fmt: skip
-    path = PEERS / f"cnn-{'fashion' if (DATA / 'fashion_mnist').is_dir() else 'blobs'}.safetensors"
+    path = PEERS / f"cnn-{images().lower()}.safetensors"
     if not path.is_file():
-        images, labels = samples(12800, 1024)
+        inputs, labels = samples(12800, 1024)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         for i in range(300):
             part = slice(i % 100 * 128, i % 100 * 128 + 128)
-            loss = F.cross_entropy(model(images[part]), labels[part])
+            loss = F.cross_entropy(model(inputs[part]), labels[part])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -2,10 +2,12 @@
 
     make peers                                      # install, then the whole race; writes runs/peers.json
     make peers ARGS="--only gptq round --repeat 3"  # some rows
-    python benchmarks/peers/race.py --list          # the rows
+    make peers ARGS="--write docs/benchmarks.md"    # and the table of what is asked and what was measured
+    python benchmarks/peers/race.py --list          # the rows, who can run them, and how long it takes
 
 Each turn loads the model anew and times the job alone, without imports and loading. Perplexity is measured by one
 function (``common.perplexity``) on the same held-out tokens. A row whose peer is missing is skipped with the reason.
+Jobs that are repeated within a turn (rounding, steps, products) have one turn, jobs of minutes too.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+import asked
 from common import DATA, PEERS, ROOT
 from rich.console import Console
 from rich.table import Table
@@ -30,8 +34,15 @@ from thalweg.files import write_json
 from thalweg.provenance import manifest
 
 HERE = Path(__file__).parent
-CALIBRATED = ("gptq", "awq", "adaround", "brecq", "signround", "burst", "wall", "flip", "basic")
-"""Methods that are asked for the best W2, where the catalogue has them."""
+CALIBRATED = ("gptq", "awq", "signround", "burst")
+"""Methods that are asked for the best W2 unless others are named."""
+SECONDS = {
+    "ours method": 14, "ours round": 14, "ours hessian": 50, "ours plane": 40, "ours qat": 30, "llmcompressor gptq": 26,
+    "llmcompressor round": 20, "gptqmodel gptq": 45, "torchao round": 16, "torchao qat": 30, "brevitas qat": 30,
+    "hqq round": 16, "autoround best 200": 180, "hessians pyhessian": 30,
+    "hessians curvlinops": 25, "hessians plane": 45, "ours method signround": 60, "ours method burst": 60,
+}  # fmt: skip
+"""What a turn takes on two quiet cores, start and perplexity included: for the forecast of ``--list``."""
 
 
 @dataclass
@@ -41,8 +52,15 @@ class Turn:
     who: str
     words: tuple[str, ...]
     label: str
+    turns: int | None = None
     results: list[dict[str, Any]] = field(default_factory=list)
     skipped: str = ""
+
+    @property
+    def forecast(self) -> int:
+        """Seconds of one turn."""
+        first, second = self.words[0], self.words[-1 if self.who == "autoround" else min(1, len(self.words) - 1)]
+        return SECONDS.get(f"{self.who} {first} {second}") or SECONDS.get(f"{self.who} {first}", 60)
 
     @property
     def script(self) -> Path:
@@ -62,28 +80,27 @@ class Row:
     repeat: int | None = None
 
 
-def ours(*words: str) -> Turn:
-    return Turn("ours", words, "ours " + " ".join(words))
+def ours(*words: str, turns: int | None = None) -> Turn:
+    return Turn("ours", words, "ours " + " ".join(words), turns)
 
 
-def peer(who: str, *words: str) -> Turn:
-    return Turn(who, words, " ".join((who, *words)))
+def peer(who: str, *words: str, turns: int | None = None) -> Turn:
+    return Turn(who, words, " ".join((who, *words)), turns)
 
 
-def rows() -> list[Row]:
+def rows(methods: list[str]) -> list[Row]:
     """What is raced against what."""
     out = []
     for bits in (4, 3, 2):
         scheme = f"w{bits}g32"
-        turns = [ours("method", "gptq", scheme, "absmax"), ours("method", "gptq", scheme, "mse")]
-        out.append(
-            Row(f"gptq {scheme}", [*turns, peer("llmcompressor", "gptq", scheme), peer("gptqmodel", "gptq", scheme)])
-        )
+        turns = [ours("method", "gptq", scheme, "absmax"), ours("method", "gptq", scheme, "mse", turns=1)]
+        theirs = [peer("llmcompressor", "gptq", scheme), peer("gptqmodel", "gptq", scheme, turns=1)]
+        out.append(Row(f"gptq {scheme}", [*turns, *theirs]))
     turns = [ours("method", "gptq", "w2g32a", "mse"), peer("llmcompressor", "gptq", "w2g32a", "memoryless_mse")]
     out.append(Row("gptq w2g32a, range search", turns))
     for scheme in ("w4g32", "w2g32"):
         turns = [ours("round", scheme, "absmax"), peer("torchao", "round", scheme)]
-        out.append(Row(f"round {scheme}", [*turns, peer("llmcompressor", "round", scheme)]))
+        out.append(Row(f"round {scheme}", [*turns, peer("llmcompressor", "round", scheme)], 1))
     fits = [f for f in ("mse", "percentile", "hqq") if f in catalog.names("quantizers")]
     turns = [ours("round", "w2g32a", "absmax"), *(ours("round", "w2g32a", fit) for fit in fits)]
     theirs = [
@@ -91,17 +108,15 @@ def rows() -> list[Row]:
         peer("hqq", "round", "w2g32a", "hqq"),
         peer("hqq", "round", "w2g32a", "plain"),
     ]
-    out.append(Row("round w2g32a, data-free", [*turns, *theirs]))
-    methods = [m for m in CALIBRATED if m in catalog.names("methods")]
+    out.append(Row("round w2g32a, data-free", [*turns, *theirs], 1))
     turns = [ours("method", m, "w2g32", "mse") for m in methods]
-    theirs = [peer("autoround", "best", "w2g32", "50"), peer("autoround", "best", "w2g32", "200")]
-    out.append(Row("best w2g32", [*turns, *theirs], 1))
+    out.append(Row("best w2g32", [*turns, peer("autoround", "best", "w2g32", "200")], 1))
     out.append(Row("best w2g32a", [ours("method", m, "w2g32a", "mse") for m in methods], 1))
     turns = [ours("hessian"), peer("hessians", "pyhessian"), peer("hessians", "curvlinops")]
-    out.append(Row("hessian product", turns))
-    out.append(Row("loss plane 21x21", [ours("plane"), peer("hessians", "plane")]))
-    steps = [ours("qat", "w4g32", e) for e in catalog.names("estimators")]
-    out.append(Row("qat step w4g32", [*steps, peer("torchao", "qat", "w4g32"), peer("brevitas", "qat", "w4g32")]))
+    out.append(Row("hessian product", turns, 1))
+    out.append(Row("loss plane 21x21", [ours("plane"), peer("hessians", "plane")], 1))
+    steps = [ours("qat", "w4g32", e) for e in ("ste", "lsq", "parq")]
+    out.append(Row("qat step w4g32", [*steps, peer("torchao", "qat", "w4g32"), peer("brevitas", "qat", "w4g32")], 1))
     return out
 
 
@@ -141,6 +156,13 @@ def median(turn: Turn, key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
+def add_errors(row: Row) -> None:
+    """Largest relative error of each contestant's eigenvalues, where ours brought the true ones."""
+    exact = next((r["exact"] for t in row.turns for r in t.results if "exact" in r), None)
+    for result in (r for t in row.turns for r in t.results if exact and r.get("top")):
+        result["top_error"] = max(abs(a / b - 1) for a, b in zip(result["top"], exact, strict=False))
+
+
 def summary(row: Row) -> list[dict[str, Any]]:
     """One line per turn. ``ratio_ours_first``: time of the row's first turn, which is ours, over this one's."""
     first = median(row.turns[0], "seconds")
@@ -178,38 +200,68 @@ def shown(lines: list[dict[str, Any]]) -> Table:
     return table
 
 
+def asked_table(found: list[asked.Demand]) -> Table:
+    """What is asked, beside what was measured."""
+    table = Table("job", "asked", "measured", "beside", "ratio", "met")
+    for d in found:
+        ratio = "-" if d.ratio is None else f"{d.ratio:.3g}"
+        table.add_row(d.job, d.asked, d.measured, d.beside, ratio, {True: "yes", False: "NO", None: "not run"}[d.met])
+    return table
+
+
 def main() -> None:
     """Race, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=3, help="turns of each contestant (rows of minutes take one)")
+    parser.add_argument("--repeat", type=int, default=2, help="turns of each contestant (some rows take one)")
+    parser.add_argument("--methods", nargs="*", default=CALIBRATED, help="rounding methods asked for the best W2")
     parser.add_argument("--only", nargs="*", default=[], help="rows whose name starts with one of these")
     parser.add_argument("--limit", type=int, default=900, help="seconds that one turn may take")
     parser.add_argument("--list", action="store_true", help="print the rows and who can run them")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "peers.json")
+    parser.add_argument("--write", type=Path, help="markdown file for the table of what is asked")
     arguments = parser.parse_args()
-    console = Console()
-    chosen = [r for r in rows() if not arguments.only or any(r.name.startswith(word) for word in arguments.only)]
+    if unknown := sorted(set(arguments.methods) - set(catalog.names("methods"))):
+        sys.exit(f"No method named {', '.join(unknown)}. Choose from {', '.join(catalog.names('methods'))}.")
+    console, forecast = Console(), 0
+    chosen = [
+        r
+        for r in rows(arguments.methods)
+        if not arguments.only or any(r.name.startswith(word) for word in arguments.only)
+    ]
     lines: list[dict[str, Any]] = []
+    started = time.perf_counter()
     for row in chosen:
+        repeat = min(arguments.repeat, row.repeat or arguments.repeat)
         for turn in row.turns:
             turn.skipped = why_not(turn)
         if arguments.list:
             for turn in row.turns:
-                console.print(
-                    f"{row.name}: {turn.label}{' (' + turn.skipped + ')' if turn.skipped else ''}", highlight=False
-                )
+                times = min(repeat, turn.turns or repeat)
+                forecast += 0 if turn.skipped else times * turn.forecast
+                words = turn.skipped or f"{times} x {turn.forecast} s"
+                console.print(f"{row.name}: {turn.label} ({words})", highlight=False)
             continue
-        for _ in range(min(arguments.repeat, row.repeat or arguments.repeat)):
+        for i in range(repeat):
             for turn in row.turns:
-                if not turn.skipped:
+                if not turn.skipped and i < (turn.turns or repeat):
                     run(turn, arguments.limit)
+        add_errors(row)
         found = summary(row)
         lines += found
         console.print(shown(found))
         raw = {r.name: {t.label: t.results for t in r.turns} for r in chosen}
-        write_json(arguments.out, {"rows": lines, "raw": raw, "manifest": manifest()})
+        demands = asked.demands(asked.Results(raw))
+        made = {**manifest(), "race_seconds": time.perf_counter() - started}
+        write_json(arguments.out, {"asked": asked.raw(demands), "rows": lines, "raw": raw, "manifest": made})
+    if arguments.list:
+        console.print(f"About {forecast / 60:.0f} minutes on two quiet cores.", highlight=False)
     if lines:
-        console.print(f"Written to {arguments.out}")
+        console.print(asked_table(demands))
+        console.print(f"Written to {arguments.out}; {made['race_seconds'] / 60:.1f} minutes.", highlight=False)
+        if arguments.write:
+            found_versions = sorted({str(line["version"]) for line in lines if line["version"]})
+            arguments.write.write_text(asked.markdown(demands, found_versions, made, arguments.repeat))
+            console.print(f"Table in {arguments.write}")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 import common
+import curvature as bench
+from qat_step import contestants
 
-from thalweg import __version__, basin, curvature, space
+from thalweg import __version__, basin, space
 from thalweg.objective import Objective
 from thalweg.point import QuantizedPoint, quantize
 from thalweg.scheme import Scheme
@@ -62,50 +65,47 @@ def rounding(scheme: str, fit: str = "absmax") -> None:
     common.report(seconds=seconds, perplexity=common.perplexity(common.with_weights(decoded)), version=VERSION)
 
 
-def net(chunk: int = 256) -> Objective:
-    images, labels = common.samples()
-    return Objective(common.cnn(), list(zip(images.split(chunk), labels.split(chunk), strict=True)))
-
-
-def hessian(top: str = "3", iterations: str = "60") -> None:
-    """Hessian-vector products at one point, data in chunks of 256; the top eigenvalues by Lanczos."""
-    objective = net()
-    at = objective.weights
-    kept: list[curvature.Product] = []
-    build = common.timed(lambda: kept.append(curvature.products(objective, at, "hessian")))
-    vector = space.random_like(at, 0, "normal")
-    product = common.timed(lambda: kept[0](vector), 8)[1:]
-    gradient = common.timed(lambda: objective.gradient(at), 8)[1:]
-    values: list[float] = []
-    search = common.timed(
-        lambda: values.extend(curvature.top_pairs(kept[0], at, int(top), iterations=int(iterations)).values)
+def hessian(top: str = "3") -> None:
+    """Products at one point in chunks, beside plain gradients taken in turn; spectrum; the truth in float64."""
+    product = lambda: bench.ours_hvp()
+    build = common.timed(bench.hessian)
+    names = ("seconds", "gradient_seconds", "chunked_gradient_seconds", "our_gradient_seconds")
+    jobs = (product, lambda: bench.plain_gradient(bench.SAMPLES), bench.plain_gradient, bench.ours_gradient)
+    taken = [[common.timed(job)[0] for job in jobs] for _ in range(10)][1:]
+    found: dict[str, object] = {}
+    search, trace, density = (
+        common.timed(lambda name=name, job=job: found.update({name: job()}))
+        for name, job in (("top", bench.ours_top), ("trace", bench.ours_trace), ("density", bench.ours_density))
     )
+    pairs, sum_, shape = found["top"], found["trace"], found["density"]
     common.report(
-        seconds=product, gradient_seconds=gradient, build_seconds=build, top=values, search_seconds=search,
+        **dict(zip(names, map(list, zip(*taken, strict=True)), strict=True)), build_seconds=build,
+        top=list(pairs.values), exact=bench.exact_top(int(top)), search_seconds=search, products=pairs.iterations,
+        trace=sum_.trace, trace_stderr=sum_.stderr, probes=sum_.probes, trace_seconds=trace,
+        density="runs", density_seconds=density, density_stderr=max(shape.stderr) / max(shape.density),
         version=VERSION,
     )  # fmt: skip
 
 
 def plane(steps: str = "21") -> None:
-    """The loss on a plane of two random directions around the weights."""
-    objective = net()
-    at, count = objective.weights, int(steps)
-    step = {n: w.abs().mean().expand_as(w) for n, w in at.items()}
-    u, v = (space.mul(space.random_like(at, seed, "normal"), step) for seed in (0, 1))
-    axis = [(2 * i / (count - 1) - 1) for i in range(count)]
-    forward = common.timed(lambda: objective.loss(at), 8)[1:]
-    seconds = common.timed(lambda: basin.surface(objective, at, u, v, axis, axis))
+    """The loss on a plane of two random directions around the weights, beside bare chunked forwards: rows of the
+    plane and as many forwards in turn."""
+    count = int(steps)
+    axis = [2 * i / (count - 1) - 1 for i in range(count)]
+    objective, at = bench.objective(), bench.everything()
+    u, v = (space.scale(d, 0.1 * space.norm(at) / space.norm(d)) for d in (space.random_like(at, i) for i in (1, 2)))
+    row = lambda t: basin.surface(objective, at, u, v, axis, [t])
+    bare = lambda t: bench.plain_forwards(bench.CHUNK, count)
+    pairs = [[common.timed(lambda job=job, t=t: job(t))[0] for job in (row, bare)] for t in [axis[0], *axis]][1:]
+    whole = common.timed(lambda: bench.plain_forwards(bench.SAMPLES), 8)[1:]
     common.report(
-        seconds=seconds, forward_seconds=forward, version=VERSION,
-        throughput=count**2 * statistics.median(forward) / seconds[0],
+        seconds=[sum(a for a, _ in pairs)], bare_seconds=sum(b for _, b in pairs), forward_seconds=whole,
+        throughput=statistics.median(b / a for a, b in pairs), version=VERSION,
     )  # fmt: skip
 
 
 def qat(scheme: str = "w4g32", estimator: str = "ste") -> None:
     """A step of ours against a float step, taken in turn: the contestants of ``benchmarks/qat_step.py``."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    from qat_step import contestants
-
     batch = common.tokens("calibration")[:4]
     objective = Objective(common.llama(), [batch[:1, :16]], "causal_lm")
     jobs = contestants(objective, scheme, batch, [estimator])
