@@ -60,19 +60,24 @@ def collect(
             logits = logits.reshape(-1, logits.shape[-1])
             samples += len(logits)
             for draw in range(draws):
-                if logits.shape[1] == 1:
-                    loss = (logits * torch.randn(logits.shape, generator=rng).to(logits.device)).sum()
-                else:
-                    uniform = torch.rand((len(logits), 1), generator=rng).to(logits.device)
-                    cumulative = logits.detach().softmax(-1).cumsum(-1)
-                    label = (cumulative < uniform).sum(-1).clamp(max=logits.shape[1] - 1)
-                    loss = torch.nn.functional.cross_entropy(logits, label, reduction="sum")
+                loss = sampled_loss(logits, rng)
                 torch.autograd.grad(loss, list(leaves.values()), retain_graph=draw + 1 < draws, allow_unused=True)
     found = {}
     for name, (a, positions, b) in sums.items():
         if b is not None:
             found[name] = Factors(a / max(positions, 1), b / (draws * max(samples, 1)))
     return found
+
+
+def sampled_loss(logits: Tensor, rng: torch.Generator) -> Tensor:
+    """Sum of ``-log q(y)`` over rows ``[rows, classes]`` with labels y drawn from q itself; for a single output,
+    the same for a normal law of variance one. The mean square of its gradient is the Fisher matrix."""
+    if logits.shape[1] == 1:
+        return (logits * torch.randn(logits.shape, generator=rng).to(logits.device)).sum()
+    uniform = torch.rand((len(logits), 1), generator=rng).to(logits.device)
+    cumulative = logits.detach().softmax(-1).cumsum(-1)
+    label = (cumulative < uniform).sum(-1).clamp(max=logits.shape[1] - 1)
+    return torch.nn.functional.cross_entropy(logits, label, reduction="sum")
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 
 from tests.conftest import small_batches, small_net
 from thalweg import space
+from thalweg.blocks import partition
 from thalweg.grid import Grid
 from thalweg.layers import patches
 from thalweg.layout import Layout
@@ -15,7 +16,7 @@ from thalweg.methods._reconstruct_soft import Corner, anneal, inverse, rectified
 from thalweg.methods.adaround import learn
 from thalweg.objective import Objective
 from thalweg.scheme import Scheme
-from thalweg.walk import find, walk
+from thalweg.walk import walk
 
 
 def problem(seed, rows=4, n=9, bits=3):
@@ -88,7 +89,7 @@ def test_second_moments_equal_raw_rows_on_every_kind_of_layer():
         seen.append(name)
         return {name: q}
 
-    walk(objective, find(objective, list(grids), layerwise=True), visit)
+    walk(objective, partition(objective.model, objective.layers, layerwise=True), visit)
     assert seen == list(grids)
 
 
@@ -111,7 +112,6 @@ def test_annealing_on_moments_agrees_with_annealing_on_rows():
 def test_a_walk_sees_the_float_model_when_nothing_is_changed():
     objective = Objective(small_net(), small_batches())
     before = space.fingerprint(dict(objective.model.state_dict()))
-    names = list(objective.weights)
 
     def visit(stop):
         for feed in stop.feeds:
@@ -119,6 +119,6 @@ def test_a_walk_sees_the_float_model_when_nothing_is_changed():
             assert torch.allclose(stop.output({}, feed.exact), feed.target, atol=1e-6)
         return {}
 
-    walk(objective, find(objective, names), visit)
+    walk(objective, partition(objective.model, objective.layers), visit)
     assert space.fingerprint(dict(objective.model.state_dict())) == before
     assert objective.cost["calibration forwards"] == 2

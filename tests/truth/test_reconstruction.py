@@ -6,13 +6,16 @@ from torch import nn
 
 from tests.conftest import tiny_llama, tiny_tokens
 from thalweg import space
+from thalweg.blocks import blocks, partition
+from thalweg.feeds import Call
 from thalweg.methods._reconstruct import block_problem, mixed, quadratic, quadratic_problem, split
+from thalweg.methods._reconstruct_fisher import output_fisher, weighted
 from thalweg.methods._reconstruct_range import Tuned
 from thalweg.methods.brecq import brecq
 from thalweg.methods.signround import signround
 from thalweg.objective import Objective
 from thalweg.scheme import Scheme
-from thalweg.walk import Call, find, walk
+from thalweg.walk import walk
 
 
 class Residual(nn.Module):
@@ -43,12 +46,13 @@ def residual_objective():
 
 def test_blocks_are_the_repeated_parts_and_the_layers_outside_them():
     objective = residual_objective()
-    assert [b.name for b in find(objective, list(objective.weights))] == ["0", "1.0", "1.1", "2"]
+    assert [b.name for b in partition(objective.model, objective.layers)] == ["0", "1.0", "1.1", "2"]
+    assert blocks(objective.model) == ["0", "1.0", "1.1"]
     llama = Objective(tiny_llama(), [tiny_tokens()], "causal_lm")
-    blocks = find(llama, list(llama.weights))
-    assert [b.name for b in blocks] == ["model.layers.0", "model.layers.1", "lm_head"]
-    assert sorted(n for b in blocks for n in b.weights) == sorted(llama.weights)
-    assert blocks[0].weights["model.layers.0.mlp.up_proj.weight"] == "mlp.up_proj.weight"
+    parts = partition(llama.model, llama.layers)
+    assert [b.name for b in parts] == ["model.layers.0", "model.layers.1", "lm_head"]
+    assert sorted(n for b in parts for n in b.weights) == sorted(llama.weights)
+    assert parts[0].weights["model.layers.0.mlp.up_proj.weight"] == "mlp.up_proj.weight"
 
 
 def test_error_of_a_block_of_one_layer_is_the_objective_of_adaround():
@@ -69,7 +73,43 @@ def test_error_of_a_block_of_one_layer_is_the_objective_of_adaround():
         assert torch.allclose(found, truth, atol=1e-4 * float(truth.abs().max()))
         return {name: q}
 
-    walk(objective, find(objective, list(grids)), visit)
+    walk(objective, partition(objective.model, objective.layers), visit)
+
+
+def test_sampled_fisher_diagonal_against_the_exact_one():
+    """``Σ_y p(y) g_y²`` by going through all classes; the sampled mean within five of its standard errors."""
+    objective, draws = residual_objective(), 300
+    parts = partition(objective.model, objective.layers)
+    found = output_fisher(objective, parts, draws, 0)
+    for i, (x, _) in enumerate(objective.calibration):
+        z = x
+        for name, module in objective.model.named_children():
+            z = module(z).detach().requires_grad_()
+            if name in found and name != "2":
+                logits = z
+                for later in list(objective.model)[int(name) + 1 :]:
+                    logits = later(logits)
+                terms = [
+                    torch.autograd.grad(-logits.log_softmax(-1)[:, y].sum(), z, retain_graph=True)[0].square()
+                    for y in range(4)
+                ]
+                p = logits.softmax(-1).detach().T.unsqueeze(-1)
+                squares = torch.stack(terms)
+                exact = (p * squares).sum(0)
+                error = ((p * squares.square()).sum(0) - exact.square()).clamp(min=0).sqrt() / draws**0.5
+                assert bool(((found[name][i] - exact).abs() <= 5 * error + 1e-7).all())
+    notes = brecq(objective, Scheme.parse("w2").grids(objective.weights), steps=60, rows=40, fisher=True).notes
+    assert all(n["block_error"] <= n["block_error_nearest"] for n in notes.values())
+
+    def visit(stop):
+        heavy = weighted(stop, found)
+        assert torch.cat([f.weight for f in heavy.feeds]).mean() == pytest.approx(1, rel=1e-4)
+        moved = {n: objective.weights[n] + 0.1 for n in stop.block.weights}
+        want = torch.cat([f.weight * (stop.output(moved, f.given) - f.target).square() for f in heavy.feeds]).mean()
+        assert block_problem(heavy, 7).full(moved) == pytest.approx(float(want.detach()), rel=1e-4)
+        return {}
+
+    walk(objective, parts, visit)
 
 
 def test_qdrop_takes_the_asked_share_from_the_float_model():

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..calibration import Visit
+from ..feeds import Call, merged
 from ..grid import Grid
 from ..layers import patches, second_moment
 from ..objective import Objective
 from ..space import Point
-from ..walk import Call, Stop, merged
+from ..walk import Stop
 
 Loss = Callable[[Point], Tensor]
 
@@ -67,7 +68,8 @@ def quadratic(stop: Stop, cache: dict[int, tuple[tuple[Tensor, ...], Quadratic]]
     totals: list[Tensor | None] = [None, None, None]
     samples = 0
     for feed in stop.feeds:
-        x, given = (patches(stop.module, call.x.detach()).float() for call in (feed.exact, feed.given))
+        root = 1.0 if feed.weight is None else feed.weight.sqrt()
+        x, given = (patches(stop.module, call.x.detach() * root).float() for call in (feed.exact, feed.given))
         samples += x.shape[1]
         same = feed.exact.x is feed.given.x or torch.equal(x, given)
         g = second_moment(given)
@@ -93,7 +95,7 @@ def split(grid: Grid, tensor: Tensor, channel_groups: int) -> Tensor:
 
 
 def block_problem(stop: Stop, rows: int, drop: float = 0.0) -> Problem:
-    """Mean squared error of a block's output entries.
+    """Mean squared error of a block's output entries, times their weights (masks, Fisher).
 
     ``rows``: batch rows per minibatch, uniformly from all batches of equal shape. ``drop``: share of input
     entries taken from the float model instead (QDrop).
@@ -106,26 +108,32 @@ def block_problem(stop: Stop, rows: int, drop: float = 0.0) -> Problem:
         feed = feeds[int(torch.multinomial(counts, 1, generator=generator))]
         index = torch.randperm(feed.rows, generator=generator)[:rows]
         index = index.to(feed.target.device)
-        call, target = feed.given.rows(index), feed.target[index]
+        call, target, weight = feed.given.rows(index), feed.target[index], _rows(feed.weight, index)
         if drop:
             call = mixed(call, feed.exact.rows(index), drop, generator)
-        return lambda weights: error(stop.output(weights, call), target)
+        return lambda weights: error(stop.output(weights, call), target, weight)
 
     @torch.no_grad()
     def full(weights: Point) -> float:
         total, size = 0.0, 0
         for feed in feeds:
             for index in torch.arange(feed.rows, device=feed.target.device).split(rows):
-                value = error(stop.output(weights, feed.given.rows(index)), feed.target[index])
+                output = stop.output(weights, feed.given.rows(index))
+                value = error(output, feed.target[index], _rows(feed.weight, index))
                 total, size = total + float(value) * len(index), size + len(index)
         return total / size
 
     return Problem(sample, full)
 
 
-def error(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error per output entry."""
-    return (output - target).square().mean()
+def error(output: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over output entries of the squared error times their weight."""
+    square = (output - target).square()
+    return square.mean() if weight is None else (square * weight).mean()
+
+
+def _rows(weight: Tensor | None, index: Tensor) -> Tensor | None:
+    return None if weight is None else weight[index]
 
 
 def mixed(given: Call, exact: Call, drop: float, generator: torch.Generator) -> Call:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..blocks import partition
 from ..calibration import Visit
 from ..grid import Grid, Rounding
 from ..objective import Objective
 from ..space import Point
 from ..task import Progress, silent
-from ..walk import Stop, find, walk
+from ..walk import Stop, walk
 from ._reconstruct import Quadratic, local, quadratic, split, unreached
 from ._reconstruct_soft import Corner, anneal
 
@@ -59,13 +60,14 @@ def adaround(
         return grids[name].decode(codes[name])
 
     if objective.has_outputs:
+        layers = {n: objective.layers[n] for n in grids}
         cache: dict[int, tuple[tuple[Tensor, ...], Quadratic]] = {}
 
         def visit(stop: Stop) -> Point:
             form = quadratic(stop, cache)
             return {name: layer(name, form) for name in stop.block.weights}
 
-        walk(objective, find(objective, list(grids), layerwise=True), visit)
+        walk(objective, partition(objective.model, layers, layerwise=True), visit)
     else:
 
         def look(seen: Visit) -> Tensor:

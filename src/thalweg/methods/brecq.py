@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from .. import space
+from ..blocks import partition
 from ..calibration import Visit
 from ..grid import Grid, Rounding
 from ..objective import Objective
 from ..space import Point
 from ..task import Progress, silent
-from ..walk import Stop, find, walk
+from ..walk import Stop, walk
 from ._reconstruct import Problem, block_problem, local, quadratic_problem, unreached
+from ._reconstruct_fisher import output_fisher, weighted
 from ._reconstruct_soft import Corner, anneal
 
 
@@ -28,6 +30,8 @@ def brecq(
     rate: float = 0.05,
     strength: float = 3.0,
     drop: float = 0.0,
+    fisher: bool = False,
+    draws: int = 4,
     progress: Progress = silent,
 ) -> Rounding:
     """Learned up-or-down rounding of whole blocks on their outputs (BRECQ, arXiv:2102.05426).
@@ -35,7 +39,8 @@ def brecq(
     The rounding variables and the annealed regulariser of ``adaround``, for all layers of a block together, on the
     squared error of the block's output against the float block's: activations and residual paths count.
     ``drop``: each input entry comes from the float model with this probability (QDrop, arXiv:2203.05740), else
-    from the quantized predecessors. Output entries weigh equally (the paper's Fisher weights are left out).
+    from the quantized predecessors. ``fisher``: output entries count by the diagonal of the Fisher matrix
+    (equation 10 of the paper), without labels; otherwise equally.
 
     Args:
         objective: supplies the calibration batches, or the exact Hessian of a plain function.
@@ -46,12 +51,14 @@ def brecq(
         rate: learning rate of V.
         strength: of the regulariser, in units of the block's error after plain rounding.
         drop: 0 for BRECQ, 0.5 for QDrop.
+        fisher: weigh output entries by the Fisher diagonal. ``draws``: labels drawn per token for it.
         progress: called once per block.
 
     Notes per layer: block, error of the block's output for the result and for plain rounding, ``kept_nearest``
     where learned rounding was not better and plain rounding stands.
 
-    Cost: two calibration forwards; per block ``steps`` gradients on ``rows`` rows and two forwards over all rows.
+    Cost: two calibration forwards, with ``fisher`` one more and ``draws`` backwards; per block ``steps`` gradients on
+    ``rows`` rows and two forwards over all rows.
     Do not trust it with few calibration rows (it fits them), nor where the wall needs a whole-model view.
     """
     codes: dict[str, Tensor] = {}
@@ -87,11 +94,16 @@ def brecq(
         return {n: grids[n].decode(chosen[n]) for n in names}
 
     if objective.has_outputs:
+        layers = {n: objective.layers[n] for n in grids}
+
+        parts = partition(objective.model, layers)
+        diagonal = output_fisher(objective, parts, draws, seed) if fisher else None
 
         def visit(stop: Stop) -> Point:
+            stop = stop if diagonal is None else weighted(stop, diagonal)
             return solve(stop.block.name, list(stop.block.weights), block_problem(stop, rows, drop))
 
-        walk(objective, find(objective, list(grids)), visit)
+        walk(objective, parts, visit)
     else:
 
         def look(seen: Visit) -> Tensor:

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from .. import space
+from ..blocks import partition
 from ..calibration import Visit
 from ..errors import unknown
 from ..grid import Grid, Rounding
 from ..objective import Objective
 from ..space import Point
 from ..task import Progress, silent
-from ..walk import Stop, find, walk
+from ..walk import Stop, walk
 from ._reconstruct import Problem, block_problem, local, quadratic_problem, unreached
 from ._reconstruct_range import Tuned
 from .gptq import gptq
@@ -105,11 +106,12 @@ def signround(
         return {n: moved[n].decode(codes[n]) for n in names}
 
     if objective.has_outputs:
+        layers = {n: objective.layers[n] for n in grids}
 
         def visit(stop: Stop) -> Point:
             return solve(stop.block.name, list(stop.block.weights), block_problem(stop, rows, drop))
 
-        walk(objective, find(objective, list(grids)), visit)
+        walk(objective, partition(objective.model, layers), visit)
     else:
 
         def look(seen: Visit) -> Tensor:
