@@ -18,6 +18,7 @@ from torch import Tensor
 from . import space
 from .errors import ThalwegError
 from .estimators._estimator import Estimator, Levels
+from .formats import snap
 from .grid import TINY, Grid, take
 from .point import QuantizedPoint
 from .space import Point
@@ -93,8 +94,13 @@ class Latent:
     # -- grids ---------------------------------------------------------------------------------
 
     def grid(self, name: str) -> Grid:
-        """The grid as it is now, sharing memory with :attr:`scale`."""
-        return replace(self.start[name], scale=self.scale[name], zero=self.zero.get(name))
+        """The grid as it is now, sharing memory with :attr:`scale` (of which a narrow format rounds a copy)."""
+        return replace(self.start[name], scale=self.stored(name, self.scale[name]), zero=self.zero.get(name))
+
+    def stored(self, name: str, scale: Tensor) -> Tensor:
+        """Scales as their format holds them: learning moves float32 scales, and the forward pass rounds them."""
+        grid = self.start[name]
+        return scale if grid.scale_format == "float32" else snap(scale, grid.scale_format, grid.tensor_scale)
 
     @property
     def moved(self) -> bool:
@@ -265,7 +271,7 @@ class Latent:
 
     def _units(self, name: str, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         w = self._columns(name, weight.float(), divide=False)
-        x = self.start[name].layout.blocks(w) / self.scale[name].unsqueeze(-1)
+        x = self.start[name].layout.blocks(w) / self.stored(name, self.scale[name]).unsqueeze(-1)
         zero = self.zero.get(name)
         return (x, None) if zero is None else (x + zero.unsqueeze(-1), zero.unsqueeze(-1))
 
@@ -282,7 +288,7 @@ class Latent:
         weight, grid = self.weights[name], self.start[name]
         if self.chunk is None or self.held or self.freeze > 0 or weight.dtype != torch.float32:
             return None
-        if not grid.uniform or grid.columns is not None:
+        if not grid.uniform or grid.columns is not None or (self.learns_scale and grid.scale_format != "float32"):
             return None
         blocks = grid.layout.blocks(weight)
         if not weight.numel() or blocks.data_ptr() != weight.data_ptr() or blocks.numel() != weight.numel():

@@ -20,7 +20,7 @@ from .scheme import Scheme, calibrated, importance
 from .space import Point
 from .task import Progress, silent
 
-FORMAT = "thalweg point 2"
+FORMAT, FIRST = "thalweg point 2", "thalweg point 1"
 OPTIONAL = ("zero", "columns", "tensor_scale")
 """Tensors of a grid that may be absent."""
 
@@ -119,16 +119,19 @@ class QuantizedPoint:
 
     @classmethod
     def load(cls, path: str | Path) -> QuantizedPoint:
-        """Read a point; :class:`ThalwegError` for a missing, foreign or corrupt file."""
+        """Read a point, also of the first format (a shared table, no column factors, scales in float32);
+        :class:`ThalwegError` for a missing, foreign or corrupt file."""
         tensors, meta = read_tensors(path)
-        if meta.get("format") != FORMAT:
+        if meta.get("format") not in (FORMAT, FIRST):
             raise ThalwegError(
                 f"{path} is not a Thalweg point (format {meta.get('format')!r}, expected {FORMAT!r}). "
                 "Make one with `thalweg quantize`."
             )
         try:
             codes, grids, reference = {}, {}, {}
-            for name, ((shape, *shared), label, scale_format, table) in meta["grids"].items():
+            for name, entry in meta["grids"].items():
+                first = meta["format"] == FIRST
+                (shape, *shared), label, scale_format, table = (entry[:4], entry[4], "float32", 0) if first else entry
                 layout = Layout(tuple(shape), *shared)
                 codes[name], reference[name] = tensors[f"codes/{name}"], tensors[f"reference/{name}"]
                 parts = {part: tensors.get(f"{part}/{name}") for part in OPTIONAL}
@@ -143,7 +146,7 @@ class QuantizedPoint:
                 )
             extra = {n.removeprefix("extra/"): t for n, t in tensors.items() if n.startswith("extra/")}
             whole = meta["codes"] == space.fingerprint(codes)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ThalwegError(f"{path} is incomplete ({error}). Quantize again.") from None
         if not whole:
             raise ThalwegError(f"The codes in {path} do not match their own checksum. Quantize again.")

@@ -154,7 +154,10 @@ class Run:
         start = self.point
         grids = start.grids
         if shot.scale:
-            grids = {n: replace(g, scale=shot.scale[n], zero=shot.zero.get(n)) for n, g in grids.items()}
+            grids = {
+                n: replace(g, scale=self.latent.stored(n, shot.scale[n]), zero=shot.zero.get(n))
+                for n, g in grids.items()
+            }
         return QuantizedPoint(start.reference, shot.codes, grids, {**start.provenance, **made}, extra=shot.extra)
 
     # -- gradients -----------------------------------------------------------------------------

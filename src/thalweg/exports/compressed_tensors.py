@@ -45,6 +45,7 @@ def compressed_tensors(
     modules = dict(deployed.named_modules())
     state: dict[str, Tensor] = {}
     groups: dict[str, dict[str, Any]] = {}
+    sizes = {g.layout.group for g in point.grids.values() if g.scale.shape[1] > 1}  # one group a row counts as one
     for name, grid in point.grids.items():
         layer = name.removesuffix(".weight")
         if not isinstance(modules.get(layer), nn.Linear):
@@ -58,7 +59,8 @@ def compressed_tensors(
         state[f"{layer}.weight_shape"] = torch.tensor(codes.shape)
         if zero is not None:
             state[f"{layer}.weight_zero_point"] = pack_to_int32(zero, bits, packed_dim=0).contiguous()
-        width = None if scale.shape[1] == 1 else grid.layout.group
+        alone = scale.shape[1] == 1 and (grid.layout.per_tensor or grid.layout.group not in sizes)
+        width = None if alone else grid.layout.group
         key = f"{bits}-{width}-{zero is not None}"
         weights = {
             "num_bits": bits, "type": "int", "symmetric": zero is None, "dynamic": False,
@@ -69,7 +71,7 @@ def compressed_tensors(
     if asymmetric and len(groups) > 1:
         raise ThalwegError(
             f"The point mixes {len(groups)} schemes, some with zero points, which transformers cannot load back. "
-            "Use symmetric schemes, or one scheme for all layers."
+            "Use symmetric schemes, one scheme for all layers, or --to dequantized."
         )
     state.update({n: v for n, v in deployed.state_dict().items() if n not in point.grids})
     linear = [n for n, m in modules.items() if isinstance(m, nn.Linear)]
