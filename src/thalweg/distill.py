@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ class Teacher:
         chosen = objective.calibration if batches is None else batches
         self.batches = [to_device(batch, objective.device) for batch in chosen]
         self._targets: list[Tensor | None] = []
+        self._shapes: list[tuple[int, ...]] = []
         self._base: dict[str, Tensor] | None = None
         if objective.batchnorm == "reestimate":
             self._base = objective.reestimated({})
@@ -45,9 +47,19 @@ class Teacher:
             target = self.target(batch)
             used += target.numel() * target.element_size()
             self._targets.append(target if used <= limit else None)
+            self._shapes.append(tuple(target.shape))
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def rows(self, index: int) -> int:
+        """Rows of a batch; one for a plain function."""
+        return self._shapes[index][0] if self.objective.has_outputs else 1
+
+    @property
+    def positions(self) -> int:
+        """Outputs per row: tokens, pixels; one for a classifier."""
+        return math.prod(self._shapes[0][1:-1]) if self._shapes else 1
 
     @torch.no_grad()
     def target(self, batch: Any) -> Tensor:
@@ -84,9 +96,19 @@ class Teacher:
             return (each * keep).sum(1) / keep.sum(1).clamp(min=1)
         return each.flatten(1).mean(1) if each.ndim > 1 else each
 
-    def losses(self, weights: Mapping[str, Tensor], index: int, extra: Mapping[str, Tensor] | None = None) -> Tensor:
-        """Per-sample divergence on batch ``index``, differentiable. Cost: one forward of that batch."""
-        return self.divergence(weights, self.batches[index], self._targets[index], extra)
+    def losses(
+        self,
+        weights: Mapping[str, Tensor],
+        index: int,
+        extra: Mapping[str, Tensor] | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Per-sample divergence on batch ``index``, or some of its rows, differentiable. Cost: one forward of them."""
+        batch, target = self.batches[index], self._targets[index]
+        if rows is not None:
+            batch = _rows(batch, rows.to(self.objective.device), self.rows(index))
+            target = None if target is None else target[rows]
+        return self.divergence(weights, batch, target, extra)
 
     @torch.no_grad()
     def loss(self, weights: Mapping[str, Tensor], indices: Sequence[int] | None = None) -> float:
@@ -113,6 +135,15 @@ class Teacher:
 
     def _statistics(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         return None if self._base is None else self.objective.reestimated(weights)
+
+
+def _rows(batch: Any, rows: Tensor, size: int) -> Any:
+    """Rows of everything in a batch that has ``size`` of them."""
+    if isinstance(batch, Tensor):
+        return batch[rows] if batch.ndim and len(batch) == size else batch
+    if isinstance(batch, Mapping):
+        return {key: _rows(value, rows, size) for key, value in batch.items()}
+    return type(batch)(_rows(v, rows, size) for v in batch) if type(batch) in (tuple, list) else batch
 
 
 def _spread(output: Any) -> Tensor:

@@ -14,7 +14,7 @@ from thalweg.train import Recipe, train
 
 METHODS, FITS, ESTIMATORS = (catalog.names(f) for f in ("methods", "quantizers", "estimators"))
 QUICK = {
-    **{name: {"steps": 10} for name in ("adaround", "brecq", "signround", "burst")},
+    **{name: {"steps": 10} for name in ("adaround", "brecq", "signround", "burst", "tune")},
     "awq": {"points": 4, "clips": 4, "coarse": 2},
     "basic": {"directions": 3},
     "flip": {"budget": 20},

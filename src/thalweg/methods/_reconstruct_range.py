@@ -34,7 +34,7 @@ class Tuned:
     @classmethod
     def of(cls, grid: Grid, weight: Tensor, start: Tensor | None = None, margin: float = 0.1) -> Tuned:
         """Begin at the nearest values, or at the codes ``start``: the weight is moved into their cells, ``margin``
-        of a level within the border. Scales that must stay in a narrow format do not move."""
+        of a gap within the border. Scales that must stay in a narrow format do not move."""
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         latent = weight.detach().to(dtype)
         layout = grid.layout
@@ -49,7 +49,9 @@ class Tuned:
             middles = (levels[..., 1:] + levels[..., :-1]) / 2
             inner = torch.where(codes > 0, take(middles, (codes - 1).clamp(min=0)), -torch.inf)
             outer = torch.where(codes < grid.count - 1, take(middles, codes.clamp(max=grid.count - 2)), torch.inf)
-            unit = torch.minimum(torch.maximum(unit, inner + margin), outer - margin)
+            below = take(levels.diff(), (codes - 1).clamp(min=0)) * margin
+            above = take(levels.diff(), codes.clamp(max=grid.count - 2)) * margin
+            unit = torch.minimum(torch.maximum(unit, inner + below), outer - above)
             same = codes == nearest_of(grid, latent, scale, zero)
             latent = torch.where(same, latent, back(unit, scale, zero))
         gap = 1.0 if grid.uniform else take(levels.diff(), codes.clamp(max=grid.count - 2))
