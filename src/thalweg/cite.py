@@ -159,6 +159,14 @@ ENTRIES = {
   journal = {arXiv:2001.02786},
   year = {2020}
 }""",
+    "tune": """@inproceedings{chen2025efficientqat,
+  title = {{EfficientQAT}: Efficient Quantization-Aware Training for Large Language Models},
+  author = {Chen, Mengzhao and Shao, Wenqi and Xu, Peng and Wang, Jiahao and Gao, Peng and Zhang, Kaipeng
+    and Luo, Ping},
+  booktitle = {ACL},
+  year = {2025},
+  note = {arXiv:2407.11062}
+}""",
 }
 
 
