@@ -25,6 +25,8 @@ from .space import Point
 
 CHUNK = 65536
 """Weights per chunk: 256 kB in float32."""
+MOST_HITS = 255
+"""Chunks after which the counters of flips, one byte each, are read."""
 MOMENTUM = 0.02
 """Of the moving averages of flips and codes that freezing reads."""
 SMALLEST = 1e-3
@@ -33,7 +35,8 @@ SMALLEST = 1e-3
 
 @dataclass
 class _Tile:
-    """Views of one chunk, ``[scales, weights per scale]``."""
+    """Views of one chunk, ``[scales, weights per scale]``; ``units``, ``fresh`` and ``hits`` are scratch memory that
+    all chunks share."""
 
     weight: Tensor
     live: Tensor
@@ -43,6 +46,9 @@ class _Tile:
     scale: Tensor
     zero: Tensor | None
     rows: slice
+    units: Tensor
+    fresh: Tensor
+    hits: Tensor
 
 
 class Latent:
@@ -87,6 +93,7 @@ class Latent:
                 self.oscillation[f"code/{name}"] = codes.float()
                 self.oscillation[f"sign/{name}"] = torch.zeros_like(codes, dtype=torch.int8)
                 self.oscillation[f"frozen/{name}"] = torch.zeros_like(codes, dtype=torch.bool)
+        self.scratch = self._spare()
         self.tiles = {n: self._tiles(n) for n in self.weights}
         self.settle(0.0)
         self.ever = {n: e.zero_() for n, e in self.ever.items()}
@@ -140,12 +147,25 @@ class Latent:
         if self.learns_scale:
             for name, scale in self.scale.items():
                 torch.maximum(scale, (self.start[name].scale * SMALLEST).clamp_(min=TINY), out=scale)
-        counts = [
-            self._settle_tile(tile, self.levels[name], progress, fold) if tile else self._settle(name, progress, fold)
-            for name, tiles in self.tiles.items()
-            for tile in tiles or [None]  # type: ignore[list-item]
-        ]
+        counts, pending = [], 0
+        for name, tiles in self.tiles.items():
+            if tiles is None:
+                counts.append(self._settle(name, progress, fold))
+            for tile in tiles or []:
+                self._settle_tile(tile, self.levels[name], progress, fold)
+                pending += 1
+                if pending == MOST_HITS:
+                    counts, pending = [*counts, self._counted()], 0
+        if pending:
+            counts.append(self._counted())
         return int(torch.stack(counts).sum()) if counts else 0
+
+    def _counted(self) -> Tensor:
+        """Flips of the last chunks: one byte per place in a chunk counts them, summed here once."""
+        hits = self.scratch[2]
+        count = hits.sum(dtype=torch.long)
+        hits.zero_()
+        return count
 
     def _settle(self, name: str, progress: float, fold: float | None) -> Tensor:
         """The plain way, and the only one with freezing or held codes."""
@@ -175,24 +195,31 @@ class Latent:
             self.average[name].lerp_(weight, 1 - fold)
         return torch.count_nonzero(moved)
 
-    def _settle_tile(self, t: _Tile, levels: Levels, progress: float, fold: float | None) -> Tensor:
-        x = t.weight / t.scale
+    def _settle_tile(self, t: _Tile, levels: Levels, progress: float, fold: float | None) -> None:
+        x = torch.div(t.weight, t.scale, out=t.units)
         if t.zero is not None:
             x.add_(t.zero)
         value = None if self.estimator.soft is None else self.estimator.soft(x, levels, progress)
-        code = x.round_().sub_(levels.low).clamp_(0, levels.high - levels.low)  # type: ignore[arg-type]
-        fresh = code.to(torch.uint8)
-        moved = fresh != t.codes
+        low, high = int(levels.low), int(levels.high)  # type: ignore[arg-type]
+        x.round_().clamp_(low, high)
+        if low >= -128 and high <= 127:  # conversion to signed bytes is four times as fast as to unsigned ones
+            t.fresh.copy_(x)
+            if value is None:
+                value = x.copy_(t.fresh)  # -0.0 becomes 0.0
+            t.fresh.sub_(low)
+        else:
+            t.fresh.view(torch.uint8).copy_(x - low)
+            value = x.add_(0.0) if value is None else value
+        codes = t.codes.view(torch.int8)
+        moved = t.fresh != codes
         t.ever.logical_or_(moved)
-        t.codes.copy_(fresh)
-        if value is None:
-            value = code.add_(levels.low)
+        codes.copy_(t.fresh)
+        t.hits.add_(moved.view(torch.uint8))
         if t.zero is not None:
             value.sub_(t.zero)
         torch.mul(value, t.scale, out=t.live)
         if fold is not None:
             t.average.lerp_(t.weight, 1 - fold)
-        return torch.count_nonzero(moved)
 
     def _freeze(self, name: str, fresh: Tensor) -> Tensor:
         """Codes with oscillating ones held at their running mean (Nagel et al., arXiv:2203.11086, algorithm 1)."""
@@ -241,24 +268,26 @@ class Latent:
         x, zero = self._units(name, self.weights[name])
         if self.held:
             return g, (blocks * (q if zero is None else q - zero)).sum(-1)
-        pulled, terms = self.estimator.pull(x, q, zero, blocks, levels)
+        w = layout.blocks(self._columns(name, self.weights[name].float(), divide=False))
+        scale = self.scale[name]
+        value = (q if zero is None else q - zero) * scale.unsqueeze(-1)
+        pulled, terms = self.estimator.pull(w, value, x, lambda: q, blocks, levels)
         pulled = self._columns(name, layout.unblocks(pulled), divide=False).to(g.dtype)
-        return pulled, None if terms is None else terms.sum(-1)
+        return pulled, None if terms is None else terms.sum(-1) / scale
 
     def _pull_tiles(self, name: str, tiles: list[_Tile], g: Tensor) -> tuple[Tensor, Tensor | None]:
         g, levels = g.contiguous(), self.levels[name]
         flat = g.view(-1, tiles[0].weight.shape[1])
         sums = torch.empty_like(self.scale[name]).view(-1) if self.estimator.learns_scale else None
         for t in tiles:
-            x = t.weight / t.scale
+            x = torch.div(t.weight, t.scale, out=t.units)
             if t.zero is not None:
                 x.add_(t.zero)
-            q = t.codes.float().add_(levels.low)
-            pulled, terms = self.estimator.pull(x, q, t.zero, flat[t.rows], levels)
-            flat[t.rows] = pulled
+            q = lambda t=t: t.codes.float().add_(levels.low)
+            flat[t.rows], terms = self.estimator.pull(t.weight, t.live, x, q, flat[t.rows], levels)
             if terms is not None and sums is not None:
                 torch.sum(terms, -1, out=sums[t.rows])
-        return g, None if sums is None else sums.view_as(self.scale[name])
+        return g, None if sums is None else sums.view_as(self.scale[name]).div_(self.scale[name])
 
     def _gradient_scale(self, name: str) -> float:
         """``1/√(N·Qp)`` of LSQ."""
@@ -299,6 +328,7 @@ class Latent:
         per = max(1, self.chunk // width) if weight.device.type == "cpu" else blocks.numel() // width
         zero = self.zero.get(name)
         view = lambda t, rows, w=width: t.view(-1, w)[rows]
+        spare = lambda i, rows: self.scratch[i][: (rows.stop - rows.start) * width].view(-1, width)
         return [
             _Tile(
                 view(self.weights[name], rows),
@@ -309,7 +339,20 @@ class Latent:
                 view(self.scale[name], rows, 1),
                 None if zero is None else view(zero, rows, 1),
                 rows,
+                *(spare(i, rows) for i in range(3)),
             )
             for first in range(0, blocks.numel() // width, per)
-            for rows in [slice(first, first + per)]
+            for rows in [slice(first, min(first + per, blocks.numel() // width))]
         ]
+
+    def _spare(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Scratch memory for the largest chunk: weights in units of their scale, new codes, counters of flips."""
+        size, device = 0, torch.device("cpu")
+        for name, weight in self.weights.items():
+            device = weight.device
+            width = weight.numel() // max(self.scale[name].numel(), 1)
+            most = max(self.chunk or 0, width) if device.type == "cpu" else weight.numel()
+            size = max(size, 0 if self.chunk is None else min(most, weight.numel()))
+        kinds = (torch.float32, torch.int8, torch.uint8)
+        units, fresh, hits = (torch.zeros(size, dtype=kind, device=device) for kind in kinds)
+        return units, fresh, hits

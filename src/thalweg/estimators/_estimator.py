@@ -55,9 +55,9 @@ class Estimator:
 
     ``passed(g, x, levels)``: the gradient, zero where it does not pass (None: it passes everywhere).
     ``factor(x, q, g)``: what it is multiplied with (None: 1). ``soft(x, levels, progress)``: where the forward pass
-    happens while training, ``progress`` from 0 to 1 (None: at the levels). ``learns_scale``: the scale receives
-    ``Σ g (q - z) - passed(g) (x - z)``. ``lr``: learning rate of AdamW in grid steps per update where a recipe names
-    none. ``most_levels``: grids with more are refused.
+    happens while training, ``progress`` from 0 to 1 (None: at the levels; not with learned scales).
+    ``learns_scale``: the scale receives ``Σ g (q - z) - passed(g) (x - z)``. ``lr``: learning rate of AdamW in grid
+    steps per update where a recipe names none. ``most_levels``: grids with more are refused.
     """
 
     passed: Callable[[Tensor, Tensor, Levels], Tensor] | None = None
@@ -68,16 +68,14 @@ class Estimator:
     most_levels: int = 256
 
     def pull(
-        self, x: Tensor, q: Tensor, zero: Tensor | None, g: Tensor, levels: Levels
+        self, w: Tensor, value: Tensor, x: Tensor, q: Callable[[], Tensor], g: Tensor, levels: Levels
     ) -> tuple[Tensor, Tensor | None]:
-        """Gradient of the latent weights, and the terms whose sum over a group is the gradient of its scale
-        (before the gradient scale; None where scales are fixed). Cost: one to four passes."""
+        """Gradient of the latent weights ``w``, and the terms ``g ŵ - passed(g) w`` whose sum over a group is the
+        gradient of its scale times the scale (before the gradient scale; None where scales are fixed). ``value`` is
+        the rounded weight ŵ. Cost: one to three passes."""
         through = g if self.passed is None else self.passed(g, x, levels)
-        terms = None
-        if self.learns_scale:
-            terms = (q * g) if zero is None else (q - zero).mul_(g)
-            terms.addcmul_(through, x if zero is None else x - zero, value=-1)
-        return (through if self.factor is None else through * self.factor(x, q, g)), terms
+        terms = (value * g).addcmul_(through, w, value=-1) if self.learns_scale else None
+        return (through if self.factor is None else through * self.factor(x, q(), g)), terms
 
 
 def within(g: Tensor, x: Tensor, levels: Levels) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from ._estimator import Estimator, Levels
@@ -22,9 +23,10 @@ def affine_map(x: Tensor, levels: Levels, inverse: float) -> Tensor:
     if inverse < 1e-6:
         return levels.nearest(x)
     middle, half = levels.around(x)
-    away = x.clamp(levels.low, levels.high).sub_(middle).div_(inverse)  # type: ignore[arg-type]
-    away = away.clamp_(-half, half) if isinstance(half, float) else away.clamp(-half, half)
-    return away.add_(middle)
+    if isinstance(half, float):
+        return torch.sub(x, middle).clamp_(-half * inverse, half * inverse).div_(inverse).add_(middle)
+    away = (x - middle).div_(inverse)
+    return away.clamp(-half, half).add_(middle)
 
 
 def _soft(x: Tensor, levels: Levels, progress: float) -> Tensor:
