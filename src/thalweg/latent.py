@@ -23,8 +23,8 @@ from .grid import TINY, Grid, take
 from .point import QuantizedPoint
 from .space import Point
 
-CHUNK = 65536
-"""Weights per chunk: 256 kB in float32."""
+CHUNK = 131072
+"""Weights per chunk: 512 kB in float32."""
 MOST_HITS = 255
 """Chunks after which the counters of flips, one byte each, are read."""
 MOMENTUM = 0.02
