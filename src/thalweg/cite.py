@@ -26,6 +26,20 @@ ENTRIES = {
   journal = {arXiv:2507.18553},
   year = {2025}
 }""",
+    "gptq-float-target": """@inproceedings{li2025gptaq,
+  title = {{GPTAQ}: Efficient Finetuning-Free Quantization for Asymmetric Calibration},
+  author = {Li, Yuhang and Yin, Ruokai and Lee, Donghyun and Xiao, Shiting and Panda, Priyadarshini},
+  booktitle = {ICML},
+  year = {2025},
+  note = {arXiv:2504.02692}
+}""",
+    "gptq-sweeps": """@article{behdin2023quantease,
+  title = {{QuantEase}: Optimization-based Quantization for Language Models},
+  author = {Behdin, Kayhan and Acharya, Ayan and Gupta, Aman and Song, Qingquan and Zhu, Siyu and Keerthi, Sathiya
+    and Mazumder, Rahul},
+  journal = {arXiv:2309.01885},
+  year = {2023}
+}""",
     "obq": """@inproceedings{frantar2022obc,
   title = {Optimal Brain Compression: A Framework for Accurate Post-Training Quantization and Pruning},
   author = {Frantar, Elias and Singh, Sidak Pal and Alistarh, Dan},

@@ -49,9 +49,12 @@ def test_two_sided_is_nearest_plane_of_the_dense_kronecker_matrix(rows, columns,
 
 
 def test_without_output_factor_it_is_plain_second_order_rounding(objective):
-    point = quantize(objective, "w3", "wall", refresh=0, at="gptq", output_damping=float("inf"), polish=0)
+    point = quantize(objective, "w3", "wall", at="gptq", matched=False, output_damping=float("inf"))
     again = quantize(objective, "w3", "gptq")
     assert objective.loss(point.weights) == pytest.approx(objective.loss(again.weights), abs=0.05)
+    point = quantize(objective, "w3", "wall", at="gptq", output_damping=float("inf"), damping=0.01, sweeps=0)
+    again = quantize(objective, "w3", "gptq", target="float")
+    assert space.fingerprint(point.codes) == space.fingerprint(again.codes)
 
 
 def test_factors_are_the_gauss_newton_matrix_of_a_linear_layer():
@@ -81,13 +84,21 @@ def test_newton_target_is_the_minimum_of_a_quadratic():
     assert torch.allclose(step["weight"], objective.weights["weight"], atol=0.03)
 
 
-def test_wall_never_raises_the_divergence_of_its_start(objective):
+@pytest.mark.parametrize("matched", [True, False])
+def test_wall_never_raises_the_divergence_of_its_start(objective, matched):
     teacher = Teacher(objective)
-    starts = {m: teacher.loss(quantize(objective, "w2", m).weights) for m in ("nearest", "gptq")}
+    options = {"target": "float", "sweeps": 1, "damping": 0.1} if matched else {}
+    second = quantize(objective, "w2", "gptq", **options)
+    starts = {m: teacher.loss(p.weights) for m, p in (("nearest", quantize(objective, "w2")), ("gptq", second))}
     for at in ("nearest", "gptq", "edge", "average", "float"):
-        point = quantize(objective, "w2", "wall", at=at, refresh=1, polish=20, mix=0.1 if at == "gptq" else 0.0)
+        mix = 0.1 if at == "gptq" else 0.0
+        point = quantize(objective, "w2", "wall", at=at, matched=matched, refresh=1, polish=20, mix=mix)
         note = next(iter(point.notes.values()))
-        assert note["divergence"][0] == pytest.approx(starts["nearest" if at in ("nearest", "float") else "gptq"])
+        rounded = at in ("nearest", "float")
+        assert note["divergence"][0] == pytest.approx(starts["nearest" if rounded else "gptq"])
+        if matched and rounded:
+            assert note["divergence"][1] == pytest.approx(starts["gptq"])
+        assert len(note["divergence"]) == 3 + (matched and rounded)
         assert teacher.loss(point.weights) == pytest.approx(note["polish"]["divergence"], rel=1e-4)
         assert note["polish"]["divergence"] <= min(note["divergence"]) and note["polish"]["forwards"] <= 20
     with pytest.raises(ThalwegError, match="edge"):
@@ -121,7 +132,7 @@ def test_wall_stays_in_the_basin_that_blind_methods_leave(codim):
         objective = Objective.of(hinge(normal, centre, radius), {"w": centre.float()})
         grid = Grid(Layout((size,), size), torch.arange(-8.0, 9.0), torch.ones(1, 1))
         for method in inside:
-            options = {"polish": 0} if method == "wall" else {}
+            options = {"output_damping": 0.3, "refresh": 3} if method == "wall" else {}
             point = quantize(objective, "w4", method, grids={"w": grid}, **options)
             depth = float(((point.weights["w"].double() - centre) @ normal).norm())
             inside[method] += depth <= 1.2 * radius

@@ -13,6 +13,7 @@ from ..errors import ThalwegError
 from ..grid import Grid, Rounding
 from ..objective import Objective
 from ._columns import alike, codes_of, factor
+from ._matched import descend_columns, matched
 
 
 def gptq(
@@ -25,6 +26,8 @@ def gptq(
     block: int = 32,
     precision: str = "auto",
     sequential: bool = True,
+    target: str = "own",
+    sweeps: int = 0,
 ) -> Rounding:
     """Second-order rounding with error feedback along the columns (GPTQ, arXiv:2210.17323).
 
@@ -45,6 +48,10 @@ def gptq(
             ``"float64"``: float64 throughout.
         sequential: True: every layer sees the inputs that its quantized predecessors produce. False: all
             Hessians come from the float model.
+        target: what a layer's output is compared with: ``"own"``: the float weight on the same inputs, as published;
+            ``"float"``: the float model's own output, so that a layer makes up for its predecessors (GPTAQ,
+            arXiv:2504.02692). At two bits this is far better; it costs one more forward and two more moments.
+        sweeps: of coordinate descent over the columns afterwards (QuantEase, arXiv:2309.01885); ``rows n²`` each.
 
     Notes per layer: samples, damping used, dead inputs, output error of the result and of plain rounding,
     and, where the undamped ``H`` is not positive definite, its rank and condition number. Layers that no
@@ -63,6 +70,14 @@ def gptq(
         raise ThalwegError(f"Unknown precision {precision!r}. Use 'auto' or 'float64'.")
     if block < 1:
         raise ThalwegError(f"A block of {block} columns is empty. Use at least 1.")
+    if target not in ("own", "float") or (target == "float" and not sequential):
+        raise ThalwegError(
+            f"Target {target!r} with sequential={sequential} is unknown. Use 'own', or 'float' with sequential=True."
+        )
+    if target == "float" and objective.has_outputs:
+        return Rounding(
+            *matched(objective, grids, damping=damping, order=order, block=block, precision=precision, sweeps=sweeps)
+        )
     codes: dict[str, Tensor] = {}
     notes: dict[str, dict[str, Any]] = {}
     followers: dict[str, set[str]] = {}
@@ -91,6 +106,8 @@ def gptq(
             found = codes_of([objective.weights[n] for n in names], [grids[n] for n in names], shared[1], block)
             ahead.update(zip(names, found, strict=True))
         codes[name] = ahead[name]
+        if sweeps > 0:
+            codes[name] = descend_columns(codes[name], weight, grid, hessian, damping, sweeps)
         value = grid.decode(codes[name], weight.dtype)
         errors = torch.stack([grid.layout.matrix(v - weight) for v in (value, grid.round(weight))])
         ours, plain = _output_errors(errors, hessian)
