@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def stories() -> Task:
     text = (DATA / "tinystories" / "tinystories_train_head_197k.txt").read_text(encoding="utf-8")
     encode = encoder(DATA / "stories260K" / "tok512.json")
     cuts = (0, int(0.8 * len(text)), int(0.9 * len(text)), len(text))
-    train, validation, test = (torch.tensor(encode(text[a:b])) for a, b in zip(cuts, cuts[1:], strict=False))
+    train, validation, test = (torch.tensor(encode(text[a:b])) for a, b in pairwise(cuts))
     rows = lambda ids, limit: ids[: len(ids) // 256 * 256].view(-1, 256)[:limit]
 
     def batch(step: int) -> Tensor:
@@ -86,7 +87,7 @@ def encoder(path: Path) -> Callable[[str], list[int]]:
     def word(text: str) -> list[int]:
         parts = [c.encode() for c in text]
         while len(parts) > 1:
-            joined = [score.get(a + b, (float("-inf"), -1))[0] for a, b in zip(parts, parts[1:], strict=False)]
+            joined = [score.get(a + b, (float("-inf"), -1))[0] for a, b in pairwise(parts)]
             best = max(joined)
             if best == float("-inf"):
                 break
