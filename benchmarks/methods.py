@@ -41,7 +41,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "signround": ("signround", {}), "brecq": ("brecq", {}),
 }  # fmt: skip
 TRAINED = ("qat", "qat10")
-RATES = {"qat": (0.03, 0.1, 0.3), "qat10": (0.01, 0.03, 0.1)}
+RATES = {"qat": (0.03, 0.1, 0.3), "qat10": (0.03, 0.1)}
 
 
 def pace(objective: Objective, base: QuantizedPoint, task: Task) -> tuple[float, float]:

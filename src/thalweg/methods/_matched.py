@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..blocks import partition
 from ..grid import Grid
 from ..kronecker import Factors, round_with
 from ..objective import Objective
 from ..space import Point
-from ..walk import Stop, find, walk
+from ..walk import Stop, walk
 from ._columns import codes_of, factor
 from ._reconstruct import Quadratic, quadratic, split
 
@@ -61,7 +62,8 @@ def matched(
         form = quadratic(stop, cache)
         return {name: solve(name, form) for name in stop.block.weights}
 
-    walk(objective, find(objective, list(grids), layerwise=True), visit)
+    layers = {name: objective.layers[name] for name in grids}
+    walk(objective, partition(objective.model, layers, layerwise=True), visit)
     for name, grid in grids.items():
         if name not in codes:
             codes[name] = grid.encode(objective.weights[name])
