@@ -110,16 +110,18 @@ def stream(
     previous: tuple[list[Tensor], Callable[[], Tensor], int] | None = None
 
     def hook(name: str) -> Callable[..., None]:
-        def before(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+        def before(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             lane = threading.current_thread()
             if name in waiting and isinstance(lane, _Lane):
-                lane.halt(name, arguments[0])
+                lane.halt(name, arguments[0] if arguments else keywords["input"])
 
         return before
 
     originals = {name: (_weight(module), module) for name, module in modules.items()}
     handles = [
-        modules[name].register_forward_pre_hook(hook(name)) for name, layer in layers.items() if not layer.embedding
+        modules[name].register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name, layer in layers.items()
+        if not layer.embedding
     ]
     try:
         for name in [n for n, layer in layers.items() if layer.embedding]:
