@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("THALWEG_DATA", ROOT.parent / "shared" / "data"))
-PEERS = Path(os.environ.get("PEERS", ROOT / ".peers"))
+DATA = Path(os.environ.get("THALWEG_DATA", ROOT.parent / "shared" / "data")).resolve()
+PEERS = Path(os.environ.get("PEERS", ROOT / ".peers")).resolve()
 GROUP = 32
 
 
