@@ -76,11 +76,18 @@ class Fit:
 
     def units(self, scale: Tensor, zero: Tensor | None) -> Tensor:
         """Rounded weights in units of the scale, zero point taken off: ``[scale rows, groups, n]``."""
-        x = self.blocks / scale.unsqueeze(-1)
+        return self.rounded(self.blocks / scale.unsqueeze(-1), None if zero is None else zero.unsqueeze(-1))
+
+    def rounded(self, x: Tensor, zero: Tensor | None) -> Tensor:
+        """Nearest levels less the zero point of ``x + zero``, whose zero points broadcast; ``x`` is overwritten."""
         if zero is not None:
-            x.add_(zero.unsqueeze(-1))
-        q = x.round_().clamp_(self.levels[0], self.levels[-1]) if self.whole else self._table(x)
-        return q if zero is None else q.sub_(zero.unsqueeze(-1))
+            x.add_(zero)
+        q = x.round_().clamp_(*self._ends) if self.whole else self._table(x)
+        return q if zero is None else q.sub_(zero)
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        return float(self.levels[0]), float(self.levels[-1])
 
     def _table(self, x: Tensor) -> Tensor:
         return take(self.levels, nearest(x, self.levels))
