@@ -5,7 +5,7 @@ import re
 from thalweg import catalog
 from thalweg.cite import ENTRIES, SHARED, citations
 
-OURS = {"nearest", "stochastic", "flip", "basic", "absmax", "percentile", "mse", "activation"}
+OURS = {"nearest", "stochastic", "flip", "basic", "absmax", "percentile", "mse", "activation", "moments"}
 
 
 def test_every_plugin_is_cited_or_ours():

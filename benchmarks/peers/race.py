@@ -101,7 +101,7 @@ def rows(methods: list[str]) -> list[Row]:
     for scheme in ("w4g32", "w2g32"):
         turns = [ours("round", scheme, "absmax"), peer("torchao", "round", scheme)]
         out.append(Row(f"round {scheme}", [*turns, peer("llmcompressor", "round", scheme)], 1))
-    fits = [f for f in ("mse", "percentile", "hqq") if f in catalog.names("quantizers")]
+    fits = [f for f in ("mse", "moments", "percentile", "hqq") if f in catalog.names("quantizers")]
     turns = [ours("round", "w2g32a", "absmax"), *(ours("round", "w2g32a", fit) for fit in fits)]
     theirs = [
         peer("torchao", "round", "w2g32a"),

@@ -116,7 +116,7 @@ def integers(name: str, grid: Grid, codes: Tensor) -> tuple[int, Tensor, Tensor,
         )
     if grid.zero is not None and not torch.equal(grid.zero, grid.zero.round()):
         raise ThalwegError(
-            f"Layer {name!r} has zero points that are not whole numbers (fit or method 'hqq'), which pack-quantized "
+            f"Layer {name!r} has zero points that are not whole (fits 'hqq' and 'moments'), which pack-quantized "
             "cannot hold. Fit with 'mse', or export with --to dequantized."
         )
     if layout.groups > 1 and layout.columns % layout.group:

@@ -14,12 +14,14 @@ from .absmax import ranges
 SHARES = (1.0, 0.9, 0.8, 0.7)
 """Shares of the full range among which each scale starts, by squared error."""
 STEPS = 8
+LARGEST = 1e3
+"""A scale that would grow by more stays: all its codes are equal."""
 NARROW = 1e-3
 """Groups whose range is a smaller part of their size than this are taken to reach zero."""
 
 
 def moments(fit: Fit) -> Grid:
-    """Scale and real zero point at which the rounded weights of each scale keep the mean and the variance of the weights.
+    """Scale and real zero point at which the rounded weights of each scale keep their mean and variance.
 
     Least squares shrinks: with the codes c held, its scale ``cov(w, c) / var c`` makes ``var ŵ = r² var w``, r the
     correlation of weights and codes, and so lowers every output of the layer. Here the scale is ``std w / std c`` and
@@ -53,16 +55,19 @@ def solve(part: Columns, full: Tensor, zero: Tensor | None) -> Scales:
 
 def step(part: Columns, scale: Tensor, zero: Tensor | None) -> Scales:
     """Round, then match the moments with the codes held; where all codes are equal the scale stays."""
-    q = part.units(scale, zero)
+    q, x = part.units(scale, zero), part.x / scale  # squares of weights overflow, squares of units do not
     if zero is None:
-        wanted, found = part.total(part.x.square()), part.total(q.square())
-        return part.fit.snap(torch.where(found > 0, (wanted / found.clamp(min=TINY)).sqrt(), scale)), None
+        ratio = (part.total(x.square()) / part.total(q.square()).clamp(min=TINY)).sqrt()
+        return _rescaled(part, scale, ratio), None
     count = part.total(torch.ones_like(q)).clamp(min=TINY)
-    level, mean = part.total(q) / count, part.total(part.x) / count
-    wanted, found = part.total((part.x - mean).square()), part.total((q - level).square())
-    ratio = (wanted / found.clamp(min=TINY)).sqrt()
-    fitted = part.fit.snap(torch.where((found > 0) & (ratio > 0), ratio, scale))
-    return fitted, zero + level - mean / fitted
+    level, mean = part.total(q) / count, part.total(x) / count
+    wanted, found = part.total((x - mean).square()), part.total((q - level).square())
+    fitted = _rescaled(part, scale, torch.where(found > 0, (wanted / found.clamp(min=TINY)).sqrt(), 1.0))
+    return fitted, zero + level - mean * (scale / fitted)
+
+
+def _rescaled(part: Columns, scale: Tensor, ratio: Tensor) -> Tensor:
+    return part.fit.snap(scale * torch.where((ratio > 0) & (ratio < LARGEST), ratio, 1.0))
 
 
 def _start(part: Columns, full: Tensor, share: float) -> Scales:
