@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from .cli_options import Device, Fit, Json, Scheme, Seed, Strict, Text
+from .cli_options import Device, Embeddings, Fit, Json, Scheme, Seed, Strict, Text
 from .cli_train import train
 from .errors import ThalwegError, unknown
 
@@ -71,6 +71,7 @@ def survey(
     tolerance: Annotated[float | None, typer.Option(help="Rise in nats that counts as low. Default ln 1.05.")] = None,
     plane: Annotated[int, typer.Option(help="Points per side of the loss planes; 0: none.")] = 11,
     pad: Annotated[bool, typer.Option(help="Let a last group be short where a group size does not divide.")] = True,
+    embeddings: Embeddings = False,
     text: Text = None,
     out: Annotated[Path, typer.Option(help="Run folder; rows already there are reused.")] = Path("runs/survey"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure every row again.")] = False,
@@ -96,7 +97,8 @@ def survey(
         thresholds = replace(thresholds, tolerance_nats=tolerance)
     recipe = Recipe(steps=steps, lr=lr, tolerance_nats=thresholds.tolerance_nats)
     plan = Plan(
-        tuple(_words(schemes)), tuple(_words(methods)), fit, recipe, thresholds, plane=plane, pad=pad, seed=seed
+        tuple(_words(schemes)), tuple(_words(methods)), fit, recipe, thresholds, plane=plane, pad=pad, seed=seed,
+        embeddings=embeddings,
     )  # fmt: skip
     for method in plan.methods:
         catalog.get("methods", method)
@@ -126,6 +128,7 @@ def quantize(
     option: Annotated[
         list[str] | None, typer.Option(help="Option of the method as NAME=VALUE, repeatable (thalweg list --options).")
     ] = None,
+    embeddings: Embeddings = False,
     text: Text = None,
     out: Annotated[Path | None, typer.Option(help="File of the point.")] = None,
     seed: Seed = 0,
@@ -150,12 +153,12 @@ def quantize(
     _writable(path.parent)
     with _bar(as_json) as progress:
         task = _load(model, seed, text, progress)
-        objective = objective_of(task, device)
+        objective = objective_of(task, device, embeddings=embeddings)
         progress(f"quantizing with {method}", 0, 1)
         point = run(
             objective, scheme, method, fit=fit, seed=seed, keep_float=task.keep_float, progress=progress, **options
         )
-        point.provenance.update(model=model, text=text, task_seed=seed)
+        point.provenance.update(model=model, text=text, task_seed=seed, embeddings=embeddings)
         point.save(path)
         loss, base = objective.loss(point.deployed), objective.loss({})
     result = {
@@ -400,7 +403,7 @@ def _open(path: Path, model: str | None, device: str, as_json: bool) -> tuple[Qu
         raise ThalwegError(f"{path} does not name its model. Pass it with --model.")
     with _bar(as_json) as progress:
         task = _load(spec, int(point.provenance.get("task_seed", 0)), point.provenance.get("text"), progress)
-        objective = objective_of(task, device)
+        objective = objective_of(task, device, embeddings=bool(point.provenance.get("embeddings")))
     for name, weight in point.reference.items():
         mine = objective.weights.get(name)
         if mine is None or mine.shape != weight.shape or not torch.equal(mine, weight):

@@ -13,3 +13,4 @@ Strict = Annotated[bool, typer.Option("--strict", help="Exit with code 1 where t
 Text = Annotated[str | None, typer.Option(help="Text file for a language model (default: CPython's documentation).")]
 Fit = Annotated[str, typer.Option(help="Quantizer that fits the scales (thalweg list).")]
 Scheme = Annotated[str, typer.Option(help="Such as w4, w3g64, w4t, w4a, ternary, nf4g64, or w2,head=float.")]
+Embeddings = Annotated[bool, typer.Option("--embeddings", help="Quantize embedding tables and what is tied to them.")]

@@ -64,7 +64,7 @@ def fold(
         tolerance: largest relative change of the output that passes for float rounding.
 
     Raises:
-        ThalwegError: the model does not hold the point's weights.
+        ThalwegError: the model does not hold the point's weights, or the point carries tensors outside its grids.
 
     Cost: three forwards on the sample, and one per group of layers if the joint check fails.
     """
@@ -76,6 +76,11 @@ def fold(
     wanted = [name for name, grid in point.grids.items() if grid.columns is not None]
     if not wanted:
         return Folded(point, copy.deepcopy(model))
+    if point.extra:
+        raise ThalwegError(
+            f"The point also carries {len(point.extra)} other tensors, such as {next(iter(point.extra))!r}, which may "
+            "be those that take the factors. Fold before training norms, or export with --to dequantized."
+        )
     training = model.training
     base = copy.deepcopy(model).eval()
     kept: dict[str, str] = {}

@@ -36,7 +36,8 @@ class Factors:
 def collect(
     objective: Objective, weights: Mapping[str, Tensor], *, draws: int = 1, seed: int = 0
 ) -> dict[str, Factors]:
-    """Factors of all layers at a point, over the calibration data, without labels.
+    """Factors of all layers at a point, over the calibration data, without labels (embeddings have none: their
+    inputs are one-hot).
 
     Gauss-Newton by sampling: g is the gradient of ``-log q(y)`` at the layer's output with y drawn from the
     model's own distribution q at that point (Martens and Grosse 2015, arXiv:1503.05671, section 5; at the
@@ -46,7 +47,8 @@ def collect(
     """
     sums: dict[str, list[Any]] = {}
     live: dict[str, bool] = {"first": True}
-    modules = {n: objective.model.get_submodule(objective.layers[n].module) for n in weights}
+    layers = {n: objective.layers[n] for n in weights if not objective.layers[n].embedding}
+    modules = {n: objective.model.get_submodule(layer.module) for n, layer in layers.items()}
     rng = generator(seed, "kronecker")
     samples = 0
     objective.cost["gradients"] += 1

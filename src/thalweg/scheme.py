@@ -293,6 +293,8 @@ def importance(objective: Objective, names: Iterable[str] | None = None) -> dict
     found: dict[str, Tensor] = {}
 
     def visit(layer: Visit) -> None:
+        if layer.samples == 0:  # an embedding: all its columns count alike
+            return
         diagonal = layer.hessian.diagonal(dim1=-2, dim2=-1).float().clamp(min=0.0)
         rows = objective.weights[layer.name].shape[(objective.axes or {}).get(layer.name, 0)]
         found[layer.name] = diagonal.repeat_interleave(rows // len(diagonal), 0) if len(diagonal) > 1 else diagonal

@@ -39,6 +39,7 @@ class Plan:
     plane: int = 11
     pad: bool = True
     seed: int = 0
+    embeddings: bool = False
 
     def scheme(self, text: str, keep_float: tuple[str, ...]) -> Scheme:
         """A scheme string read for a task; with ``pad``, groups that do not divide a row end short."""
@@ -50,11 +51,13 @@ class Plan:
         return {**asdict(replace(self, recipe=Recipe())), "recipe": self.recipe.to_json()}
 
 
-def objective_of(task: Task, device: str = "cpu", batchnorm: str = "frozen") -> Objective:
+def objective_of(
+    task: Task, device: str = "cpu", batchnorm: str = "frozen", embeddings: bool = False
+) -> Objective:  # fmt: skip
     """The objective of a task: its frozen validation data, with its calibration data."""
     return Objective(
         task.model, list(task.batches), task.loss,
-        calibration=list(task.calibration), device=device, batchnorm=batchnorm,
+        calibration=list(task.calibration), device=device, batchnorm=batchnorm, embeddings=embeddings,
     )  # fmt: skip
 
 
@@ -69,7 +72,7 @@ def survey_task(
     """
     plan = plan or Plan()
     started = time.perf_counter()
-    objective = objective_of(task, device)
+    objective = objective_of(task, device, embeddings=plan.embeddings)
     for scheme in plan.schemes:  # bad input first, before anything is spent
         plan.scheme(scheme, task.keep_float).layouts(objective.weights, objective.axes)
     identity = objective.identity

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from thalweg import cli
+from thalweg.point import QuantizedPoint
 
 REPO = Path(__file__).resolve().parents[2]
 TOY = "tests.cli.toy:toy"
@@ -210,3 +211,36 @@ def test_options_of_a_method_reach_it_and_misspelt_ones_are_named(run):
     assert code == 2 and "NAME=VALUE" in folded(err)
     code, out, _ = run("list", "--options")
     assert code == 0 and "damping=0.01" in folded(out)
+
+
+def test_embeddings_on_request_are_found_again(run):
+    words = "tests.cli.toy:words"
+    code, out, _ = run("quantize", words, "--scheme", "w2", "--embeddings", "--json", "--out", "p.safetensors")
+    assert code == 0 and json.loads(out)["bits_per_weight"] > 2
+    assert len(QuantizedPoint.load("p.safetensors").codes) == 2
+    assert run("diagnose", "p.safetensors", "--depth", "losses", "--search", "0")[0] == 0
+    assert run("train", "p.safetensors", "--steps", "2", "--out", "t")[0] == 0
+    assert len(QuantizedPoint.load("t/point.safetensors").codes) == 2
+    code, out, _ = run("export", "t/point.safetensors", "--out", "e")
+    assert code == 0 and "equal bit for bit" in folded(out)
+    assert run("quantize", words, "--scheme", "w2", "--out", "q.safetensors")[0] == 0
+    assert list(QuantizedPoint.load("q.safetensors").codes) == ["1.weight"]
+    survey = ("survey", words, "--schemes", "w4", "--steps", "0", "--plane", "0", "--json", "--out")
+    rows = [
+        json.loads(run(*survey, f, *more)[1])["tasks"][0]["rows"] for f, more in (("a", ["--embeddings"]), ("b", []))
+    ]
+    assert len({r[0]["methods"]["nearest"]["diagnosis"]["reach"] for r in rows}) == 2
+
+
+def test_export_folds_awq_or_says_which_layer_cannot(run):
+    pytest.importorskip("compressed_tensors")
+    for task, code in (("llama", 0), ("grouped", 2)):
+        spec = f"tests.cli.toy:{task}"
+        made = run("quantize", spec, "--scheme", "w3", "--method", "awq", "--option", "points=8", "--out", f"{task}.p")
+        assert made[0] == 0
+        found, out, err = run("export", f"{task}.p", "--to", "compressed-tensors", "--out", task)
+        assert found == code
+        if code:
+            assert "o_proj" in folded(err) and "points=1" in folded(err)
+        else:
+            assert "equal bit for bit" in folded(out) and "after folding" in folded(out)

@@ -103,6 +103,7 @@ def test_dependencies_point_one_way():
                 "distill",
                 "kronecker",
                 "load",
+                "fold",
                 "curvature",  # basic rounding keeps the steepest directions still, and has to measure them
             }
             if there not in allowed | PLUGINS:

@@ -1,12 +1,15 @@
 """The audit of the paper's assumptions: each derivation at reduced counts, and that wrong ones are caught."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from thalweg.errors import ThalwegError
 from thalweg.landscapes.arc import arc
 from thalweg.landscapes.matrix import factor_loss
+from thalweg.scheme import Scheme
 from thalweg.theory import audit, audit_checks, geometry_checks
 from thalweg.theory.codebook import LEVELS, Codebook
 from thalweg.theory.valleys import normal, random_bases, uniform
@@ -131,3 +134,21 @@ def test_distance_identity_by_hand(name):
 def test_allowed_rounding_shrinks_with_the_tolerance(gen):
     assert audit.allowed_rounding(3.0) > audit.allowed_rounding(0.1) > 0
     assert random_bases(gen, 1, 4, 2).shape == (1, 4, 2) and float(uniform(gen, (1,))) < 1
+
+
+@pytest.mark.parametrize("scheme", ["w3b2x4", "w3g4a", "nf4b3x2", "mxfp4p"])
+def test_codebook_of_a_grid_has_its_values_and_its_nearest_levels(scheme):
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    grid = Scheme.parse(scheme).grids({"w": weight})["w"]
+    for factor in (None, torch.linspace(0.5, 2, 8)):
+        one = replace(grid, columns=factor)
+        book, codes = Codebook.of(one), one.encode(weight)
+        assert torch.equal(book.nearest(weight), codes.long())
+        assert torch.allclose(book.value(codes.long()).float(), one.decode(codes), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scheme", ["lsbq2", "codebook2"])
+def test_codebook_of_a_table_per_scale_is_refused(scheme):
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ThalwegError, match="one level table per scale"):
+        Codebook.of(Scheme.parse(scheme).grids({"w": weight})["w"])

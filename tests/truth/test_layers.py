@@ -1,11 +1,14 @@
 """Kinds of layers: embeddings, tied weights, experts, grouped convolutions."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from tests.conftest import tiny_llama, tiny_tokens
-from thalweg import space
+from tests.contracts.test_methods import QUICK
+from thalweg import catalog, space
 from thalweg.errors import ThalwegError
 from thalweg.layers import add_second_moment, mirrored, patches, positions, quantizable, second_moment
 from thalweg.objective import Objective
@@ -78,6 +81,29 @@ def test_layers_behind_an_embedding_see_the_quantized_one():
     assert torch.allclose(seen["model.layers.0.self_attn.q_proj.weight"][0], truth, atol=1e-6)
     with pytest.raises(ThalwegError, match="is an embedding"):
         objective.calibrate(lambda layer: layer.hessian, ["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("method", [m for m in catalog.names("methods") if m not in ("nearest", "stochastic", "hqq")])
+def test_every_method_takes_experts_tied_weights_embeddings_and_transposed_layers(method):
+    conv1d = pytest.importorskip("transformers.pytorch_utils").Conv1D
+    g = torch.Generator().manual_seed(2)
+    batches = [(torch.randn(16, 6, generator=g), torch.arange(16) % 3) for _ in range(2)]
+    ids = torch.randint(0, 12, (16, 5), generator=g)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        transposed = nn.Sequential(conv1d(5, 6), nn.ReLU(), conv1d(3, 5)).eval()
+    for model, data, embeddings, unseen in (
+        (Experts(), batches, False, ["experts.3.weight"]),
+        (Tied(), [(ids, torch.arange(16) % 12)], True, []),
+        (transposed, batches, False, []),
+    ):
+        objective = Objective(model, data, embeddings=embeddings)
+        point = quantize(objective, "w3", method, **QUICK.get(method, {}))
+        assert set(point.codes) == set(objective.weights)
+        assert all(torch.isfinite(w).all() for w in point.weights.values())
+        assert math.isfinite(objective.loss(point.deployed)) and point.reach < 2
+        for name in unseen if method != "basic" else ():  # no data say anything of it; basic moves such weights freely
+            assert torch.equal(point.codes[name], point.grids[name].encode(objective.weights[name]))
 
 
 def test_experts_without_tokens_are_rounded_to_nearest():

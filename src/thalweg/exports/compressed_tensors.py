@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import ThalwegError
 from ..files import write_json
+from ..fold import fold
 from ..grid import Grid
 from ..point import QuantizedPoint
 from ._common import Exported, deployed_model, float_bytes, folder_bytes, is_transformers, outputs, staged
@@ -24,12 +25,13 @@ def compressed_tensors(
     Integer grids of 1 to 8 bits, ternary included, per channel, group or tensor, symmetric or with zero
     points, on Linear layers. Rows are little-endian bit streams of ``code + 2^(b-1)`` in int32. Checked by
     reloading in transformers: logits on ``sample`` must equal those of the deployed point, bit for bit.
-    Points with zero points load in transformers with ``CompressedTensorsConfig(dequantize=True)``.
-    Cost: two forwards on ``sample``.
+    Points with zero points load in transformers with ``CompressedTensorsConfig(dequantize=True)``. Column factors
+    (``awq``) are folded into the operations before, which moves the outputs by float rounding; the bits are then
+    those of the folded model. Cost: two forwards on ``sample``, and those of :func:`thalweg.fold.fold`.
 
     Raises:
         ThalwegError: zero points in a mix of schemes, a model that is not of transformers, a level table, a
-            padded group, a layer that is
+            padded group, column factors that nothing before a layer can take, a layer that is
             not Linear, or a missing compressed-tensors package.
     """
     try:
@@ -41,6 +43,7 @@ def compressed_tensors(
             f"{type(model).__name__} is not a transformers model, and compressed-tensors holds nothing else. "
             "Export with --to dequantized."
         )
+    point, model, moved = _without_factors(point, model, sample)
     deployed = deployed_model(point, model)
     modules = dict(deployed.named_modules())
     state: dict[str, Tensor] = {}
@@ -98,7 +101,28 @@ def compressed_tensors(
     if sample is not None:
         how = "transformers with dequantize=True" if asymmetric else "transformers"
         difference = float((reloaded(out, sample, asymmetric) - outputs(deployed, sample)).abs().max())
+        how += moved
     return Exported(str(out), "compressed-tensors", folder_bytes(Path(out)), float_bytes(model), difference, how)
+
+
+def _without_factors(point: QuantizedPoint, model: nn.Module, sample: Any) -> tuple[QuantizedPoint, nn.Module, str]:
+    """Point and model with column factors folded away, and what is to be said of it."""
+    factors = [n for n, g in point.grids.items() if g.columns is not None]
+    if not factors:
+        return point, model, ""
+    if sample is None:
+        raise ThalwegError(
+            f"Layer {factors[0]!r} has column factors, and folding them is checked on a batch. "
+            "Pass a sample, or export with --to dequantized."
+        )
+    done = fold(point, model, sample)
+    if done.kept:
+        name, why = next(iter(done.kept.items()))
+        raise ThalwegError(
+            f"{len(done.kept)} of {len(factors)} layers keep column factors, such as {name!r}: {why}. "
+            "Quantize with awq's option points=1 (ranges only), keep these layers float, or use --to dequantized."
+        )
+    return done.point, done.model, f" after folding column factors (outputs moved by {done.error:.1g} of their largest)"
 
 
 def integers(name: str, grid: Grid, codes: Tensor) -> tuple[int, Tensor, Tensor, Tensor | None]:

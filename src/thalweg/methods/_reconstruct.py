@@ -161,4 +161,4 @@ def unreached(objective: Objective, grids: dict[str, Grid], codes: Point, notes:
     for name in grids:
         if name not in codes:
             codes[name] = grids[name].encode(objective.weights[name])
-            notes[name] = {"samples": 0, "unreached": "no calibration input arrived; rounded to nearest"}
+            notes[name] = {"samples": 0, "unreached": "no calibration input, or an embedding; rounded to nearest"}

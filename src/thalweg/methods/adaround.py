@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..blocks import partition
 from ..calibration import Visit
@@ -64,6 +64,8 @@ def adaround(
         cache: dict[int, tuple[tuple[Tensor, ...], Quadratic]] = {}
 
         def visit(stop: Stop) -> Point:
+            if isinstance(stop.module, nn.Embedding):
+                return {n: grids[n].round(objective.weights[n]) for n in stop.block.weights}
             form = quadratic(stop, cache)
             return {name: layer(name, form) for name in stop.block.weights}
 

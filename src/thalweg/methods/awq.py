@@ -88,6 +88,8 @@ def awq(
             group.clear()
 
     def visit(layer: Visit) -> None:
+        if layer.samples == 0:  # an embedding
+            return
         if group and group[0].hessian is not layer.hessian:
             finish()
         group.append(layer)
@@ -97,7 +99,7 @@ def awq(
     for name in grids:
         if name not in found:
             found[name] = grids[name]
-            notes[name] = {"samples": 0, "unreached": "no calibration input arrived; rounded to nearest"}
+            notes[name] = {"samples": 0, "unreached": "no calibration input, or an embedding; rounded to nearest"}
     moved = {name: found[name] for name in grids}
     return Rounding({n: g.encode(objective.weights[n]) for n, g in moved.items()}, notes, moved)
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import ThalwegError
 from ..grid import Grid
 from ..scheme import E2M1, NF4
 
@@ -49,10 +50,19 @@ class Codebook:
 
     @classmethod
     def of(cls, grid: Grid) -> Codebook:
-        """The exact real-number content of a grid, in the shape of its weight."""
+        """The exact real-number content of a grid, in the shape of its weight; blocks of rows and column factors
+        are part of the scale. Raises :class:`ThalwegError` for one table per scale."""
         spread = grid.layout.spread
+        if grid.levels.ndim > 1:
+            raise ThalwegError(
+                f"Grid {grid.name!r} has one level table per scale, and an audit sums over the thresholds of one. "
+                "Audit a scheme with shared levels, such as w2 or nf4."
+            )
         zero = None if grid.zero is None else spread(grid.zero).double()
-        return cls(grid.levels.double(), spread(grid.scale).double(), zero)
+        scale = spread(grid.scale).double()
+        if grid.columns is not None:
+            scale = grid.layout.tensor(grid.layout.matrix(scale) / grid.columns.double())
+        return cls(grid.levels.double(), scale, zero)
 
     def unit(self, w: Tensor) -> Tensor:
         """Weights in units of levels."""
