@@ -5,9 +5,10 @@ import torch
 
 from tests.conftest import small_batches, small_net, tiny_llama, tiny_tokens
 from thalweg import space
+from thalweg.blocks import captured
 from thalweg.distill import Teacher
 from thalweg.errors import ThalwegError
-from thalweg.methods.tune import Moving, minibatches, tune
+from thalweg.methods.tune import Moving, _distance, _hidden, minibatches, tune
 from thalweg.objective import Objective
 from thalweg.point import quantize
 from thalweg.scheme import Scheme
@@ -86,6 +87,19 @@ def test_tuning_lowers_the_divergence_and_keeps_zero_points(scheme):
         first = start.grids[name]
         assert first.zero is None or torch.equal(first.zero, grid.zero)
         assert torch.equal(first.scale, grid.scale) == (first.scale_format != "float32")
+
+
+def test_distance_of_blocks_is_zero_at_the_float_model_and_their_relative_error_elsewhere():
+    objective = Objective(tiny_llama(), [tiny_tokens()], "causal_lm")
+    teacher, names = Teacher(objective), ["model.layers.0", "model.layers.1"]
+    (exact,) = _hidden(teacher, names)
+    rows, point = torch.tensor([3, 1]), quantize(objective, "w2", keep_float=("lm_head",)).weights
+    for weights in ({}, point):
+        with captured(objective.model, names) as outputs:
+            objective.forward(weights, tiny_tokens()[rows])
+        want = [float((outputs[n] - exact[n][rows]).norm() ** 2 / exact[n][rows].norm() ** 2) for n in names]
+        found = float(_distance(outputs, exact, rows, 4))
+        assert found == pytest.approx(sum(want) / 2, rel=1e-4, abs=1e-9) and (found < 1e-9) == (weights == {})
 
 
 def test_either_part_can_stay():

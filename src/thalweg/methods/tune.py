@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from .. import space
+from ..blocks import blocks, captured
 from ..distill import Teacher
 from ..errors import ThalwegError, unknown
 from ..grid import TINY, Grid, Rounding, nearest, take
 from ..objective import Objective
+from ..space import Point
 from ..task import Progress, silent
 from ._reconstruct_range import Tuned
 from .gptq import gptq
@@ -30,20 +32,22 @@ def tune(
     grids: dict[str, Grid],
     seed: int = 0,
     *,
-    steps: int = 160,
+    steps: int = 128,
     rows: int | None = None,
     rate: float = 0.004,
-    scale_rate: float = 0.003,
+    scale_rate: float = 0.004,
+    hidden: float = 2.0,
     start: str = "gptq",
     progress: Progress = silent,
 ) -> Rounding:
     """GPTQ's point, then scales and roundings tuned end to end on the float model's outputs, without labels.
 
-    Minimises ``KL(float ‖ quantized)`` over all scales and, by straight-through gradients, over the latent weights
-    u: ``q = s (level(u) - z)`` with u in levels, so that a moving scale changes no code. Zero points stay. AdamW's
-    steps are relative to the scale, and in levels for u; both fall to a tenth along a cosine. u begins at the float
-    weights, moved into the cells of the codes of ``start``. Training the scales alone, end to end, is the second
-    phase of EfficientQAT (arXiv:2407.11062, section 3.3), there with labels and after its block-wise phase.
+    Minimises ``KL(float ‖ quantized) + hidden · mean over blocks |h_q - h|²/|h|²``, h a block's output, over all
+    scales and, by straight-through gradients, over latent weights u: ``q = s (level(u) - z)`` with u in levels, so that
+    a moving scale changes no code. Zero points stay. AdamW's steps are relative to the scale, and in levels for u;
+    both fall to a tenth along a cosine. u begins at the float weights, moved into the cells of the codes of
+    ``start``. Training the scales alone, end to end, is the second phase of EfficientQAT (arXiv:2407.11062,
+    section 3.3), there with labels and after its block-wise phase.
 
     Args:
         objective: supplies the model and the calibration data; labels are not read.
@@ -53,15 +57,16 @@ def tune(
         rows: calibration rows per step; 1 unless given for outputs of many tokens, else 32.
         rate: of u, in levels per step; 0 moves scales alone.
         scale_rate: of the scales, as a share of each; 0 moves roundings alone.
+        hidden: weight of the blocks' outputs, which steady the fit to few rows; models without blocks have none.
         start: ``"gptq"`` or ``"nearest"``.
         progress: called after every step.
 
-    Notes: divergence over the calibration data at the start and at the end (equal where tuning did not lower it
-    and the start stands), codes changed.
+    Notes: divergence (KL alone) over the calibration data at the start and at the end (equal where tuning did not
+    lower it and the start stands), codes changed.
 
-    Cost: that of ``start``, three forwards over the calibration data and ``steps`` gradients of ``rows`` rows; memory:
-    gradients, and four numbers per weight. Do not trust it with a handful of rows: the divergence in the notes is
-    that of the rows it was fitted to.
+    Cost: that of ``start``, four forwards over the calibration data and ``steps`` gradients of ``rows`` rows; memory:
+    gradients, four numbers per weight and, with ``hidden``, the float blocks' outputs. Do not trust it with a handful
+    of rows: the divergence in the notes is that of the rows it was fitted to.
 
     Raises:
         ThalwegError: an unknown start, a budget below zero, a divergence that is not finite.
@@ -78,7 +83,7 @@ def tune(
     codes, moved, last = begin, dict(grids), first
     if steps and first > 0:
         weights = {n: Moving.of(grids[n], objective.weights[n], begin[n]) for n in grids}
-        _descend(teacher, weights, dtypes, seed, steps, rows, rate, scale_rate, progress)
+        _descend(teacher, weights, dtypes, seed, steps, rows, rate, scale_rate, hidden, progress)
         found = {n: w.result() for n, w in weights.items()}
         value = teacher.loss({n: decode(n, grid, c) for n, (c, grid) in found.items()})
         if value < first:
@@ -153,6 +158,7 @@ def _descend(
     rows: int | None,
     rate: float,
     scale_rate: float,
+    hidden: float,
     progress: Progress,
 ) -> None:
     moving = list(weights.values())
@@ -164,11 +170,17 @@ def _descend(
     fused = moving[0].latent.device.type in ("cpu", "cuda")
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.98), eps=1e-15, weight_decay=0.0, fused=fused)
     cuts = minibatches(teacher, rows, space.generator(seed, "tune"))
+    objective = teacher.objective
+    layers = {layer.module for layer in objective.layers.values()}
+    names = [n for n in blocks(objective.model) if n not in layers] if hidden and objective.has_outputs else []
+    exact = _hidden(teacher, names)
     for step in range(steps):
         index, part = next(cuts)
         leaves = {n: w.forward(dtypes[n]).requires_grad_() for n, w in weights.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), captured(objective.model, names) as outputs:
             loss = teacher.losses(leaves, index, rows=part).mean()
+            if names:
+                loss = loss + hidden * _distance(outputs, exact[index], part, teacher.rows(index))
             gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -185,6 +197,28 @@ def _descend(
         for w in scaled:
             w.factor.clamp_(min=SMALLEST)
         progress("tune", step + 1, steps)
+
+
+@torch.no_grad()
+def _hidden(teacher: Teacher, names: list[str]) -> list[Point]:
+    """Outputs of the float model's blocks, batch by batch. Cost: one forward."""
+    found: list[Point] = []
+    for batch in teacher.batches if names else []:
+        with captured(teacher.objective.model, names) as outputs:
+            teacher.objective.forward({}, batch)
+        found.append(dict(outputs))
+    return found
+
+
+def _distance(outputs: Point, exact: Point, rows: Tensor | None, size: int) -> Tensor:
+    """Mean over blocks of ``|h_q - h|²/|h|²`` at some rows of a batch of ``size``; a block with another number of rows
+    (an expert) is left out."""
+    terms = []
+    for name, whole in exact.items():
+        target = whole if rows is None or len(whole) != size else whole[rows]
+        if name in outputs and target.shape == outputs[name].shape:
+            terms.append((outputs[name] - target).square().sum() / target.square().sum().clamp(min=TINY))
+    return torch.stack(terms).mean() if terms else torch.zeros(())
 
 
 def minibatches(teacher: Teacher, rows: int | None, generator: torch.Generator) -> Iterator[tuple[int, Tensor | None]]:
