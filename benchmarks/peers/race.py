@@ -34,7 +34,7 @@ from thalweg.files import write_json
 from thalweg.provenance import manifest
 
 HERE = Path(__file__).parent
-CALIBRATED = ("gptq", "awq", "signround", "burst")
+CALIBRATED = ("gptq", "awq", "signround", "tune", "burst")
 """Methods that are asked for the best W2 unless others are named."""
 SECONDS = {
     "ours method": 14, "ours round": 14, "ours hessian": 50, "ours plane": 40, "ours qat": 30, "llmcompressor gptq": 26,
