@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..blocks import partition
 from ..grid import Grid
@@ -59,6 +59,8 @@ def matched(
         return value
 
     def visit(stop: Stop) -> Point:
+        if isinstance(stop.module, nn.Embedding):
+            return {n: grids[n].round(objective.weights[n]) for n in stop.block.weights}
         form = quadratic(stop, cache)
         return {name: solve(name, form) for name in stop.block.weights}
 
