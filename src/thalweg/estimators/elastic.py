@@ -13,4 +13,4 @@ def elastic() -> Estimator:
     section 3.2 and appendix), with ``α = s k/2``. Refused on grids of more than four levels, where the paper uses
     lsq. On two's complement (-2…1) the cells are as wide but not balanced. Cost: as ``lsq``.
     """
-    return Estimator(passed=within_cells, learns_scale=True, most_levels=4)
+    return Estimator(passed=within_cells, learns_scale=True, lr=0.01, most_levels=4)

@@ -42,4 +42,4 @@ def parq() -> Estimator:
     and 4). What is checked and kept is always the rounded point, so early checks are worse than the training
     loss, and the budget should be spent whole (``stop=False``). Cost: one rounding and about eight passes per step.
     """
-    return Estimator(soft=_soft)
+    return Estimator(soft=_soft, lr=0.05)
