@@ -28,7 +28,7 @@ FOREIGN = ("stories260K", "bench_llama")
 SEEDS = {
     "digits:cnn": "network, split, calibration and training batches",
     "digits:vit": "256 calibration images and training batches of one network",
-    "stories260K": "32 calibration rows of 256 tokens and training batches of one network",
+    "stories260K": "16 calibration rows of 256 tokens and training batches of one network",
     "pydocs:small": "32 calibration rows of 128 tokens and training batches of one network",
     "bench_llama": "48 of 64 calibration rows of 256 tokens, on which training draws too, of one network",
 }
@@ -42,7 +42,7 @@ def make(spec: str, seed: int) -> Task:
     if spec == "digits:cnn":
         return load_task(spec, seed=seed)
     task = stories() if spec == "stories260K" else load_task(spec, seed=0)
-    return drawn(task, seed, 2 if task.kind == "vision" else 4)
+    return drawn(task, seed, 4 if spec == "pydocs:small" else 2)
 
 
 def drawn(task: Task, seed: int, count: int) -> Task:
