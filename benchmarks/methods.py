@@ -119,8 +119,9 @@ def one(spec: str, seed: int, methods: list[str], room: Path, console: Console) 
     for method in missing:
         budget = found.get((spec, seed, "wall"), {}).get("seconds", 1.0) * (10 if method == "qat10" else 1)
         rates = RATES.get(method, ())
-        if rates and seed != 0 and place(method, 0).is_file():
-            rates = (read_json(place(method, 0))["rate"],)
+        known = place("qat", 0) if method == "qat10" and task.kind == "language" else place(method, 0)
+        if rates and known.is_file() and (seed != 0 or known != place(method, 0)):
+            rates = (read_json(known)["rate"],)
         figures = cell(task, objective, base, PAIRS[spec], method, seed, budget, rates)
         found[spec, seed, method] = figures
         write_json(place(method), figures)
