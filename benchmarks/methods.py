@@ -38,7 +38,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "gptq-float-sweep": ("gptq", {"target": "float", "damping": 0.1, "sweeps": 1}),
     "wall-float": ("wall", {"at": "float"}),
     "adaround": ("adaround", {}), "burst": ("burst", {}), "flip": ("flip", {}), "awq": ("awq", {}),
-    "signround": ("signround", {}), "brecq": ("brecq", {}),
+    "signround": ("signround", {}), "brecq": ("brecq", {}), "tune": ("tune", {}),
 }  # fmt: skip
 TRAINED = ("qat", "qat10")
 RATES = {"qat": (0.03, 0.1, 0.3), "qat10": (0.03, 0.1)}
