@@ -12,7 +12,7 @@ from thalweg.point import quantize
 
 METHODS = catalog.names("methods")
 QUICK = {
-    **{name: {"steps": 10} for name in ("adaround", "brecq", "signround", "burst")},
+    **{name: {"steps": 10} for name in ("adaround", "brecq", "signround", "burst", "tune")},
     "awq": {"points": 4, "clips": 4, "coarse": 2},
     "basic": {"directions": 2},
     "flip": {"budget": 12},
@@ -138,7 +138,7 @@ def objectives(model, x, objective, grids):
     )
     lp = lambda w: float((w[name] - original).double().abs().pow(0.7).sum())
     layer = dict.fromkeys(("gptq", "obq", "awq", "adaround", "brecq", "signround"), output)
-    return {**layer, **dict.fromkeys(("wall", "flip", "burst"), divergence), "hqq": lp}
+    return {**layer, **dict.fromkeys(("wall", "flip", "burst", "tune"), divergence), "hqq": lp}
 
 
 SEEDS = 20
@@ -153,7 +153,7 @@ def test_below_plain_rounding_in_its_own_objective(method):
         model, x = problem(seed)
         objective = Objective(model, [(x, torch.zeros(256, dtype=torch.long))])
         options = QUICK.get(method, {}) if method in ("awq", "flip", "wall") else {}
-        options = {"steps": 60} if method in ("adaround", "brecq", "signround") else options
+        options = {"steps": 60} if method in ("adaround", "brecq", "signround", "tune") else options
         point = quantize(objective, "w3", method, **options)
         measure = objectives(model, x, objective, point.grids)[method]
         plain = quantize(objective, "w3")
