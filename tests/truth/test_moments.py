@@ -9,7 +9,7 @@ from thalweg.fitting import Fit
 from thalweg.layout import Layout
 from thalweg.quantizers._columns import columns
 from thalweg.quantizers.absmax import ranges
-from thalweg.quantizers.moments import moments, step
+from thalweg.quantizers.moments import Kept, moments, step
 from thalweg.quantizers.mse import mse, search
 
 SIGNED = {b: torch.arange(-(2 ** (b - 1)), 2 ** (b - 1)).float() for b in (2, 3, 4)}
@@ -47,7 +47,8 @@ def test_a_step_is_the_formula_written_out():
     w = torch.tensor([[0.9, -0.45, 0.13, -1.7, 0.55, 0.02]])
     fit = request(w, SIGNED[2] + 2, asymmetric=True)
     ((_, part),) = columns(fit)
-    scale, zero = step(part, torch.tensor([0.8]), torch.tensor([1.75]))
+    kept = Kept.of(part, torch.tensor([0.1]), True)
+    scale, zero = step(part, torch.tensor([0.8]), torch.tensor([1.75]), kept)
     code = (w[0].double() / 0.8 + 1.75).round().clamp(0, 3)
     wanted = w[0].double().std() / code.std()
     assert float(scale) == pytest.approx(float(wanted), rel=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -48,22 +50,41 @@ def solve(part: Columns, full: Tensor, zero: Tensor | None) -> Scales:
         scale, shifted = _start(part, full, share) if zero is not None else (part.fit.snap(full * share), None)
         best = better(best, scale, shifted, part.error(scale, shifted))
     scale, zero = best[:2]
+    kept = Kept.of(part, full, zero is not None)
     for _ in range(STEPS):
-        scale, zero = step(part, scale, zero)
+        scale, zero = step(part, scale, zero, kept)
     return scale, zero
 
 
-def step(part: Columns, scale: Tensor, zero: Tensor | None) -> Scales:
-    """Round, then match the moments with the codes held; where all codes are equal the scale stays."""
-    q, x = part.units(scale, zero), part.x / scale  # squares of weights overflow, squares of units do not
-    if zero is None:
-        ratio = (part.total(x.square()) / part.total(q.square()).clamp(min=TINY)).sqrt()
-        return _rescaled(part, scale, ratio), None
-    count = part.total(torch.ones_like(q)).clamp(min=TINY)
-    level, mean = part.total(q) / count, part.total(x) / count
-    wanted, found = part.total((x - mean).square()), part.total((q - level).square())
-    fitted = _rescaled(part, scale, torch.where(found > 0, (wanted / found.clamp(min=TINY)).sqrt(), 1.0))
-    return fitted, zero + level - mean * (scale / fitted)
+@dataclass(frozen=True)
+class Kept:
+    """What the rounded weights shall keep, in units of ``unit``: squares of weights overflow, those of units do not.
+    ``mean`` (0 without a zero point), ``square``: mean square around it, ``count``: mass of each scale's weights."""
+
+    unit: Tensor
+    mean: Tensor | float
+    square: Tensor
+    count: Tensor | float
+
+    @classmethod
+    def of(cls, part: Columns, unit: Tensor, centred: bool) -> Kept:
+        """The moments of some columns."""
+        x = part.x / unit
+        count = float(len(x)) if part.mass is None else part.total(torch.ones_like(x)).clamp(min=TINY)
+        mean = part.total(x) / count if centred else 0.0
+        return cls(unit, mean, part.total(x.sub_(mean).square_()) / count, count)
+
+
+def step(part: Columns, scale: Tensor, zero: Tensor | None, kept: Kept) -> Scales:
+    """Round, then match the moments with the codes held; where all codes are equal the scale stays. Variances are
+    those of levels, which are small numbers however far the zero point lies."""
+    x = part.x / scale
+    levels = part.fit.rounded(x if zero is None else x.add_(zero), None)
+    mean = part.total(levels) / kept.count if zero is not None else 0.0
+    found = part.total((levels if zero is None else levels.sub_(mean)).square_()) / kept.count
+    size = kept.square.sqrt() * (kept.unit / scale)
+    fitted = _rescaled(part, scale, torch.where(found > 0, size / found.clamp(min=TINY).sqrt(), 1.0))
+    return fitted, None if zero is None else mean - kept.mean * (kept.unit / fitted)
 
 
 def _rescaled(part: Columns, scale: Tensor, ratio: Tensor) -> Tensor:
