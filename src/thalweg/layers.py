@@ -91,14 +91,6 @@ def batchnorms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
     }
 
 
-def images(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of the two-dimensional convolutions by parameter name, copied into channels-last memory."""
-    found = {id(m.weight) for m in model.modules() if isinstance(m, nn.Conv2d) and m.weight.ndim == 4}
-    return {
-        n: p.detach().clone(memory_format=torch.channels_last) for n, p in model.named_parameters() if id(p) in found
-    }
-
-
 def positions(module: nn.Module, x: Tensor) -> int:
     """How many rows :func:`patches` would return, without making them."""
     if not isinstance(module, nn.Conv1d | nn.Conv2d):

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from . import space
 from .calibration import Visit, Visitor, stream
 from .errors import ThalwegError, unknown
-from .layers import Layer, batchnorms, images, quantizable
+from .layers import Layer, batchnorms, quantizable
 from .space import Point
 
 Loss = Callable[[Any, Any], Tensor]
@@ -132,13 +132,11 @@ class Objective:
         self.device = choose_device(device)
         self._sample_losses: Loss = LOSSES[loss] if isinstance(loss, str) else loss
         self._function: Callable[[Point], Tensor] | None = None
-        self._twice = False
         self.cost: Counter[str] = Counter()
         try:
             self.model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         except RuntimeError as error:
             raise ThalwegError(f"The model cannot be copied ({error}). Remove hooks or weight norm first.") from None
-        self._images = images(self.model) if self.device.type == "cpu" else {}
         self.layers: dict[str, Layer] = quantizable(self.model, embeddings)
         if not self.layers:
             raise ThalwegError(
@@ -173,7 +171,7 @@ class Objective:
         ``function(weights)`` returns a scalar, or one loss per sample. Cost of construction: two forwards.
         """
         self = cls.__new__(cls)
-        self.device, self._twice = next((w.device for w in weights.values()), torch.device("cpu")), False
+        self.device = next((w.device for w in weights.values()), torch.device("cpu"))
         self._function, self._sample_losses = function, lambda output, batch: output
         self.cost, self.model, self.layers, self._norms = Counter(), nn.Module(), {}, {}
         self.batchnorm = "frozen"
@@ -189,23 +187,9 @@ class Objective:
     # -- losses ---------------------------------------------------------------------------------
 
     def forward(self, weights: Mapping[str, Tensor], batch: Any, extra: Mapping[str, Tensor] | None = None) -> Any:
-        """The model's output on one batch with some weights replaced. Differentiable in the weights.
-
-        On a CPU the weights of two-dimensional convolutions are laid out channels last: the same function up to
-        rounding, in half the time. Not where products are taken, which double backward would make slower.
-        """
+        """The model's output on one batch with some weights replaced. Differentiable in the weights."""
         if self._function is not None:
             return self._function({**self.weights, **weights})
-        if self._images and not self._twice:
-            images = {n: weights[n].clone(memory_format=torch.channels_last) for n in self._images if n in weights}
-            weights = {**self._images, **weights, **images}
-        return self.run(batch, weights, extra)
-
-    def run(
-        self, batch: Any, weights: Mapping[str, Tensor] | None = None, extra: Mapping[str, Tensor] | None = None
-    ) -> Any:
-        """The model's output with what its modules hold at this moment, but for ``weights`` and ``extra``, in its own
-        memory layout: the bits of the plain module."""
         arguments: tuple[Any, ...] = ()
         keywords: dict[str, Any] = {}
         if isinstance(batch, Mapping):
@@ -214,7 +198,7 @@ class Objective:
             arguments = (batch[0] if isinstance(batch, list | tuple) else batch,)
         if hasattr(self.model, "config") and hasattr(self.model, "generate"):
             keywords["use_cache"] = False
-        return functional_call(self.model, {**(weights or {}), **(extra or {})}, arguments, keywords)
+        return functional_call(self.model, {**weights, **(extra or {})}, arguments, keywords)
 
     def sample_losses(self, output: Any, batch: Any) -> Tensor:
         """One loss per sample of a batch (a vector; of length one for scalar losses)."""
@@ -294,12 +278,8 @@ class Objective:
     @contextmanager
     def differentiable_attention(self) -> Iterator[None]:
         """Within it, attention can be differentiated twice (fused kernels cannot)."""
-        self._twice = True
-        try:
-            with sdpa_kernel(SDPBackend.MATH):
-                yield
-        finally:
-            self._twice = False
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
 
     def calibrate(self, visit: Visitor, names: Iterable[str] | None = None) -> None:
         """Visit layers in order of execution with the input second moments of the calibration data.
@@ -317,7 +297,7 @@ class Objective:
         stream(
             self.model,
             {n: layer for n, layer in self.layers.items() if n in wanted},
-            self.run,
+            lambda batch: self.forward({}, batch),
             self.calibration,
             visit,
         )

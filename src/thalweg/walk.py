@@ -82,7 +82,7 @@ def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor) -> 
             module = twin.model.get_submodule(block.name)
             handles.append(module.register_forward_pre_hook(partial(enter, block.name), with_kwargs=True))
             handles.append(module.register_forward_hook(partial(leave, block.name)))
-    pairs = [(_Lane(partial(exact.run, b)), _Lane(partial(given.run, b))) for b in batches]
+    pairs = [(_Lane(partial(exact.forward, {}, b)), _Lane(partial(given.forward, {}, b))) for b in batches]
     float_lanes = {pair[0] for pair in pairs}
     numbers = {pair[0]: i for i, pair in enumerate(pairs)}
     lanes = list(chain.from_iterable(pairs))
