@@ -74,7 +74,7 @@ def test_divergence_of_rows_is_that_of_the_batch_at_these_rows():
     assert Teacher(llama).positions == 16
 
 
-@pytest.mark.parametrize("scheme", ["w2g16a", "ternary", "w2g16@e8m0"])
+@pytest.mark.parametrize("scheme", ["w2g16a", "ternary", "w2g16@f16", "w2g16@e8m0"])
 def test_tuning_lowers_the_divergence_and_keeps_zero_points(scheme):
     objective = Objective(tiny_llama(), [tiny_tokens(8)], "causal_lm")
     start = quantize(objective, scheme, "gptq", keep_float=("lm_head",))
@@ -86,7 +86,8 @@ def test_tuning_lowers_the_divergence_and_keeps_zero_points(scheme):
     for name, grid in point.grids.items():
         first = start.grids[name]
         assert first.zero is None or torch.equal(first.zero, grid.zero)
-        assert torch.equal(first.scale, grid.scale) == (first.scale_format != "float32")
+        assert torch.equal(first.scale, grid.scale) == (first.scale_format == "e8m0")
+        assert grid.scale_format != "float16" or torch.equal(grid.scale, grid.scale.half().float())
 
 
 def test_distance_of_blocks_is_zero_at_the_float_model_and_their_relative_error_elsewhere():

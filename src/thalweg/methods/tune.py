@@ -14,6 +14,7 @@ from .. import space
 from ..blocks import blocks, captured
 from ..distill import Teacher
 from ..errors import ThalwegError, unknown
+from ..formats import snap
 from ..grid import TINY, Grid, Rounding, nearest, take
 from ..objective import Objective
 from ..space import Point
@@ -25,6 +26,8 @@ from .nearest import nearest as round_to_nearest
 STARTS = {"gptq": gptq, "nearest": round_to_nearest}
 SMALLEST = 1e-3
 """A scale stays above this share of its first value."""
+FINE = ("float32", "float16", "bfloat16")
+"""Scale formats fine enough to move in and round to at the end."""
 
 
 def tune(
@@ -51,7 +54,7 @@ def tune(
 
     Args:
         objective: supplies the model and the calibration data; labels are not read.
-        grids: where the scales start. Scales in a narrow format (E4M3, powers of two) stay.
+        grids: where the scales start. Those in 16 bits are rounded at the end, those in 8 (E4M3, E8M0) stay.
         seed: of the minibatches.
         steps: gradient steps.
         rows: calibration rows per step; 1 unless given for outputs of many tokens, else 32.
@@ -142,7 +145,8 @@ class Moving:
         grid, levels = self.grid, self.grid.levels.to(self.latent.dtype)
         code = self.latent.round().sub_(levels[0]).clamp_(0, grid.count - 1) if grid.uniform else None
         code = nearest(self.latent, levels) if code is None else code
-        return grid.layout.unblocks(code.to(torch.uint8)), replace(grid, scale=self.scale.float())
+        scale = snap(self.scale.float(), grid.scale_format) if grid.scale_format in FINE else grid.scale
+        return grid.layout.unblocks(code.to(torch.uint8)), replace(grid, scale=scale)
 
     def _columns(self, tensor: Tensor) -> Tensor:
         layout, columns = self.grid.layout, self.grid.columns
@@ -162,7 +166,7 @@ def _descend(
     progress: Progress,
 ) -> None:
     moving = list(weights.values())
-    scaled = [w for w in moving if w.grid.scale_format == "float32" and scale_rate > 0]
+    scaled = [w for w in moving if w.grid.scale_format in FINE and scale_rate > 0]
     groups: list[dict[str, Any]] = [{"params": [w.latent], "base": rate * w.gap} for w in moving if rate > 0]
     groups += [{"params": [w.factor], "base": scale_rate} for w in scaled]
     if not groups:
