@@ -80,8 +80,10 @@ def perplexities(r: Results, job: str, row: str, mine: str | None, theirs: str |
     asked = f"perplexity below {limit:g}" if limit else "perplexity no worse"
     if a is None or b is None:
         return Demand(job, asked, "-", "-", None, None)
-    beside = "-" if limit else f"{theirs}: {b:.2f}"
-    return Demand(job, asked, f"{mine}: {a:.2f}", beside, a / b, a < b if limit else a <= b + 0.005)
+    beside = f"{theirs}: {r.of(row, theirs, 'perplexity'):.2f}" if theirs and r.values(row, theirs) else "-"
+    bits = r.of(row, mine, "bits") if mine else None
+    measured = f"{mine}: {a:.2f}" + (f" ({bits:.3g} bits per weight)" if bits else "")
+    return Demand(job, asked, measured, beside, a / b, a < b if limit else a <= b + 0.005)
 
 
 def demands(r: Results) -> list[Demand]:
@@ -92,11 +94,10 @@ def demands(r: Results) -> list[Demand]:
         who, rival = f"ours method gptq w{bits}g32 absmax", r.least(row, False, "seconds")
         out.append(times(r, f"GPTQ W{bits} group 32", 0.5, row, who, rival, "of the faster peer's time"))
         out.append(perplexities(r, f"GPTQ W{bits}, same grid", row, who, r.least(row, False, "perplexity")))
-    for row in ("best w2g32", "best w2g32a"):
-        best, slow = r.least(row, True, "perplexity"), "autoround best w2g32 200"
-        out.append(perplexities(r, f"{row}, calibration only", row, best, None, 83.3))
-        if row == "best w2g32":
-            out.append(times(r, "the same, time", 0.3, row, best or "-", slow, "of auto-round, 200 steps"))
+    row = "best w2g32"
+    best, slow = r.least(row, True, "perplexity"), "autoround best w2g32 200"
+    out.append(perplexities(r, "W2 group 32, calibration only", row, best, slow, 83.3))
+    out.append(times(r, "the same, time", 0.3, row, best or "-", slow, "of auto-round, 200 steps"))
     for scheme in ("w4g32", "w2g32"):
         row, peer = f"round {scheme}", f"torchao round {scheme}"
         out.append(times(r, f"rounding {scheme}, absmax", 1.0, row, f"ours round {scheme}", peer, "of torchao's time"))

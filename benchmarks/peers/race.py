@@ -96,7 +96,8 @@ def rows(methods: list[str]) -> list[Row]:
         turns = [ours("method", "gptq", scheme, "absmax"), ours("method", "gptq", scheme, "mse", turns=1)]
         theirs = [peer("llmcompressor", "gptq", scheme), peer("gptqmodel", "gptq", scheme, turns=1)]
         out.append(Row(f"gptq {scheme}", [*turns, *theirs]))
-    turns = [ours("method", "gptq", "w2g32a", "mse"), peer("llmcompressor", "gptq", "w2g32a", "memoryless_mse")]
+    turns = [ours("method", "gptq", "w2g32a", fit) for fit in ("mse", "moments")]
+    turns.append(peer("llmcompressor", "gptq", "w2g32a", "memoryless_mse"))
     out.append(Row("gptq w2g32a, range search", turns))
     for scheme in ("w4g32", "w2g32"):
         turns = [ours("round", scheme, "absmax"), peer("torchao", "round", scheme)]
@@ -110,8 +111,8 @@ def rows(methods: list[str]) -> list[Row]:
     ]
     out.append(Row("round w2g32a, data-free", [*turns, *theirs], 1))
     turns = [ours("method", m, "w2g32", "mse") for m in methods]
+    turns += [ours("method", "tune", scheme, "moments") for scheme in ("w2g32h@f16", "w2g32a@f16")]
     out.append(Row("best w2g32", [*turns, peer("autoround", "best", "w2g32", "200")], 1))
-    out.append(Row("best w2g32a", [ours("method", m, "w2g32a", "mse") for m in methods], 1))
     turns = [ours("hessian"), peer("hessians", "pyhessian"), peer("hessians", "curvlinops")]
     out.append(Row("hessian product", turns, 1))
     out.append(Row("loss plane 21x21", [ours("plane"), peer("hessians", "plane")], 1))
