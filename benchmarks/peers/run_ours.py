@@ -49,6 +49,52 @@ def method(name: str, scheme: str, fit: str = "mse", *options: str) -> None:
     )  # fmt: skip
 
 
+def memory(name: str, scheme: str, fit: str = "mse", *options: str) -> None:
+    """Bytes that a method adds at its worst moment, over the weights, one block's activations for the whole calibration
+    set and one Hessian. Resident memory: what the allocator keeps for later counts too."""
+    objective, _ = calibrated()
+    chosen = {k: int(v) if v.isdigit() else v for k, v in (o.split("=") for o in options)}
+    weights = sum(p.numel() * p.element_size() for p in objective.model.parameters())
+    inside = block_activations(objective)
+    hessian = max(g.columns for g in Scheme.parse(scheme, HEAD).layouts(objective.weights).values()) ** 2 * 4
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
+    quantize(objective, scheme, name, fit=fit, keep_float=HEAD, **chosen)
+    added = resident("VmHWM") - before
+    common.report(
+        weights=weights, activations=inside, hessian=hessian, added=added,
+        memory_ratio=(weights + added) / (weights + inside + hessian), version=VERSION,
+    )  # fmt: skip
+
+
+def resident(line: str) -> int:
+    """Bytes from ``/proc/self/status``."""
+    found = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(line))
+    return int(found.split()[1]) * 1024
+
+
+def block_activations(objective: Objective) -> int:
+    """Bytes of the inputs and outputs of all modules of the first block over the calibration data, each tensor once."""
+    block = next(m for n, m in objective.model.named_modules() if n.endswith("layers.0"))
+    kept: dict[int, torch.Tensor] = {}
+
+    def note(module: torch.nn.Module, inputs: object, output: object) -> None:
+        for value in (*(inputs if isinstance(inputs, tuple) else (inputs,)), output):
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                kept[value.data_ptr()] = value
+
+    handles = [m.register_forward_hook(note) for m in block.modules()]
+    total = 0
+    with torch.no_grad():
+        for batch in objective.calibration:
+            objective.forward({}, batch)
+            total += sum(t.numel() * t.element_size() for t in kept.values())
+            kept.clear()
+    for handle in handles:
+        handle.remove()
+    return total
+
+
 def rounding(scheme: str, fit: str = "absmax") -> None:
     """Grid fitting and rounding alone, no data: the codes and the grids of every layer."""
     model = common.llama()
@@ -120,4 +166,4 @@ def qat(scheme: str = "w4g32", estimator: str = "ste") -> None:
 
 
 if __name__ == "__main__":
-    common.main({"method": method, "round": rounding, "hessian": hessian, "plane": plane, "qat": qat})
+    common.main({"method": method, "memory": memory, "round": rounding, "hessian": hessian, "plane": plane, "qat": qat})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import ThalwegError
-from .formats import E4M3, TINY, snap
+from .formats import E4M3, HALVES, TINY, snap
 from .grid import Grid, nearest, take
 from .layout import Layout
 
@@ -105,13 +105,16 @@ class Fit:
         return ThalwegError(f"Quantizer {quantizer!r} fits {wanted}, not {self.name!r}. Use fit={instead!r}.")
 
     def grid(self, scale: Tensor, zero: Tensor | None = None, levels: Tensor | None = None) -> Grid:
-        """The grid of these scales; learned families take their own ``levels``, or the evenly spaced first guess."""
+        """The grid of these scales; learned families take their own ``levels``, or the evenly spaced first guess. Real
+        zero points are stored like 16-bit scales, else in float32."""
         count = len(self.levels)
         options: dict[str, Any] = {}
         if self.family != "fixed":
             guess = self.levels.expand(*self.layout.scales, count).contiguous()
             levels = guess if levels is None else levels
             options["table"] = count if self.family == "codebook" else count.bit_length() - 1
+        if zero is not None and self.scale_format in HALVES and not torch.equal(zero, zero.round()):
+            zero = zero.to(HALVES[self.scale_format]).float()
         return Grid(
             self.layout,
             self.levels if levels is None else levels,

@@ -14,6 +14,8 @@ TINY = 2.0**-100
 
 SCALE_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "e8m0": 8, "e4m3": 8}
 """Storage of one scale; ``e4m3`` has a float32 scale of the whole tensor besides."""
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+"""Scale formats in which real zero points are stored too."""
 
 
 def minifloat(exponent: int, mantissa: int, *, bias: int, drop: int = 0) -> tuple[float, ...]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .errors import ThalwegError
-from .formats import SCALE_BITS, TINY
+from .formats import HALVES, SCALE_BITS, TINY
 from .layout import Layout
 
 __all__ = ["TINY", "Grid", "Layout", "Matrices", "Rounding", "nearest", "search", "ste", "take"]
@@ -245,14 +245,16 @@ class Grid:
 
     @property
     def bits_per_weight(self) -> float:
-        """Storage per weight: whole-bit codes, scales in their format, whole zero points as codes and others in
-        float32, stored level tables (which hold their scale), column factors and the scale of the tensor in float32."""
+        """Storage per weight: whole-bit codes, scales in their format, whole zero points as codes and real ones like
+        16-bit scales or else in float32, stored level tables (which hold their scale), column factors and the scale of
+        the tensor in float32."""
         count, scales = math.prod(self.layout.shape), self.scale.numel()
         own = self.levels.ndim == 3
         extra = self.table * 32 * (scales if own else 1)
         extra += 0 if own else scales * SCALE_BITS[self.scale_format]
         if self.zero is not None:
-            extra += self.zero.numel() * (self.bits if torch.equal(self.zero, self.zero.round()) else 32)
+            real = 16 if self.scale_format in HALVES else 32
+            extra += self.zero.numel() * (self.bits if torch.equal(self.zero, self.zero.round()) else real)
         extra += sum(32 * x.numel() for x in (self.columns, self.tensor_scale) if x is not None)
         return self.bits + extra / count if count else 0.0
 

@@ -11,6 +11,7 @@ from thalweg.quantizers._columns import columns
 from thalweg.quantizers.absmax import ranges
 from thalweg.quantizers.moments import Kept, moments, step
 from thalweg.quantizers.mse import mse, search
+from thalweg.scheme import Scheme
 
 SIGNED = {b: torch.arange(-(2 ** (b - 1)), 2 ** (b - 1)).float() for b in (2, 3, 4)}
 
@@ -92,3 +93,12 @@ def test_chunks_change_nothing(monkeypatch):
     monkeypatch.setattr("thalweg.quantizers._columns.ENTRIES", 16 * 7)
     for (s, z), (t, y) in zip(whole, [search(fit), (moments(fit).scale, moments(fit).zero)], strict=True):
         assert torch.allclose(s, t, rtol=1e-5) and torch.allclose(z, y, rtol=1e-4, atol=1e-4)
+
+
+def test_real_zero_points_are_stored_like_sixteen_bit_scales():
+    w = normal(16, 64, seed=2)
+    wide, half = (Scheme.parse(word).grids({"w": w}, fit="moments")["w"] for word in ("w2g32a", "w2g32a@f16"))
+    assert torch.equal(half.zero, half.zero.half().float()) and not torch.equal(half.zero, wide.zero)
+    assert (wide.bits_per_weight, half.bits_per_weight) == (4.0, 3.0)
+    assert torch.allclose(half.round(w), wide.round(w), atol=0.02)
+    assert float((half.round(w) - w).square().mean()) < 1.02 * float((wide.round(w) - w).square().mean())
