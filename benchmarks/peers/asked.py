@@ -101,8 +101,18 @@ def demands(r: Results) -> list[Demand]:
     for scheme in ("w4g32", "w2g32"):
         row, peer = f"round {scheme}", f"torchao round {scheme}"
         out.append(times(r, f"rounding {scheme}, absmax", 1.0, row, f"ours round {scheme}", peer, "of torchao's time"))
-    out += _data_free(r) + _steps(r) + _curvature(r)
-    return out
+    return out + _data_free(r) + _steps(r) + _curvature(r) + _memory(r)
+
+
+def _memory(r: Results) -> list[Demand]:
+    """The worst of them."""
+    labels = r.labels("memory", True)
+    found = [(who.removeprefix("ours memory ").split()[0], r.of("memory", who, "memory_ratio")) for who in labels]
+    asked, job = "peak ≤ 1.3 × (weights, a block's activations, a Hessian)", "memory of layerwise methods"
+    if not found:
+        return [Demand(job, asked, "-", "-", None, None)]
+    worst = max(ratio for _, ratio in found if ratio)
+    return [Demand(job, asked, ", ".join(f"{n} {x:.2f}" for n, x in found if x), "-", worst, worst <= 1.3)]
 
 
 def _data_free(r: Results) -> list[Demand]:

@@ -40,7 +40,8 @@ SECONDS = {
     "ours method": 14, "ours round": 14, "ours hessian": 50, "ours plane": 40, "ours qat": 30, "llmcompressor gptq": 26,
     "llmcompressor round": 20, "gptqmodel gptq": 45, "torchao round": 16, "torchao qat": 30, "brevitas qat": 30,
     "hqq round": 16, "autoround best 200": 180, "hessians pyhessian": 30,
-    "hessians curvlinops": 25, "hessians plane": 45, "ours method signround": 60, "ours method burst": 60,
+    "ours memory": 40, "hessians curvlinops": 25, "hessians plane": 45, "ours method signround": 60,
+    "ours method burst": 60, "ours method tune": 60,
 }  # fmt: skip
 """What a turn takes on two quiet cores, start and perplexity included: for the forecast of ``--list``."""
 
@@ -116,6 +117,11 @@ def rows(methods: list[str]) -> list[Row]:
     turns = [ours("hessian"), peer("hessians", "pyhessian"), peer("hessians", "curvlinops")]
     out.append(Row("hessian product", turns, 1))
     out.append(Row("loss plane 21x21", [ours("plane"), peer("hessians", "plane")], 1))
+    layerwise = [ours("memory", *words, "w2g32", "mse") for words in (("gptq",), ("awq",))]
+    layerwise += [
+        Turn("ours", ("memory", m, "w2g32", "mse", "steps=5"), f"ours memory {m}") for m in ("adaround", "signround")
+    ]
+    out.append(Row("memory", layerwise, 1))
     steps = [ours("qat", "w4g32", e) for e in ("ste", "lsq", "parq")]
     out.append(Row("qat step w4g32", [*steps, peer("torchao", "qat", "w4g32"), peer("brevitas", "qat", "w4g32")], 1))
     return out
@@ -176,7 +182,8 @@ def summary(row: Row) -> list[dict[str, Any]]:
             "perplexity": median(turn, "perplexity"), "skipped": turn.skipped,
             "version": turn.results[0]["version"] if turn.results else None,
             "gradients": seconds / gradient if seconds and gradient else None,
-            "step_ratio": median(turn, "step_ratio"), "forward_seconds": median(turn, "forward_seconds"),
+            "step_ratio": median(turn, "step_ratio"), "memory_ratio": median(turn, "memory_ratio"),
+            "forward_seconds": median(turn, "forward_seconds"),
             "top": turn.results[0].get("top") if turn.results else None,
         })  # fmt: skip
     return lines
@@ -186,6 +193,9 @@ def shown(lines: list[dict[str, Any]]) -> Table:
     """The table on the screen."""
     table = Table("row", "who", "seconds", "ours/this", "result")
     for line in lines:
+        if line["memory_ratio"]:
+            table.add_row(line["row"], line["who"], "-", "-", f"peak {line['memory_ratio']:.2f} of the yardstick")
+            continue
         if line["seconds"] is None:
             table.add_row(line["row"], line["who"], "-", "-", f"skipped: {line['skipped']}")
             continue

@@ -15,6 +15,7 @@ import curvature as bench
 from qat_step import contestants
 
 from thalweg import __version__, basin, space
+from thalweg.cli import one_heap
 from thalweg.objective import Objective
 from thalweg.point import QuantizedPoint, quantize
 from thalweg.scheme import Scheme
@@ -51,7 +52,8 @@ def method(name: str, scheme: str, fit: str = "mse", *options: str) -> None:
 
 def memory(name: str, scheme: str, fit: str = "mse", *options: str) -> None:
     """Bytes that a method adds at its worst moment, over the weights, one block's activations for the whole calibration
-    set and one Hessian. Resident memory: what the allocator keeps for later counts too."""
+    set and one Hessian. Resident memory, with one heap for all threads as on the command line."""
+    one_heap()
     objective, _ = calibrated()
     chosen = {k: int(v) if v.isdigit() else v for k, v in (o.split("=") for o in options)}
     weights = sum(p.numel() * p.element_size() for p in objective.model.parameters())

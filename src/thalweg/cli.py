@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
 import os
 import sys
@@ -454,6 +456,13 @@ def _writable(folder: Path) -> None:
         ) from None
 
 
+def one_heap() -> None:
+    """One heap for all threads, where the C library is glibc: the lanes of calibration are threads, and each would keep
+    what it freed (docs/log.md)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
+
+
 def main() -> None:
     """Entry point: errors of the user in one line, exit code 2; Ctrl-C leaves a resumable run."""
     # Spinning OpenMP threads make two busy processes on few cores five times slower (docs/log.md).
@@ -461,6 +470,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
+    one_heap()
     try:
         code = app(standalone_mode=False)
     except ThalwegError as error:
