@@ -43,8 +43,9 @@ check: $(READY) ## lint, types and tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(ARGS)
 
-bench: $(READY) ## timings, printed as ratios
-	$(BIN)/python benchmarks/bench.py $(ARGS)
+bench: $(READY) ## timings as ratios, ours and those of the peers that are installed
+	$(BIN)/python benchmarks/bench.py
+	$(BIN)/python benchmarks/peers/race.py $(ARGS)
 
 peers: $(READY) ## the same jobs beside other tools, each installed under .peers; writes runs/peers.json
 	benchmarks/peers/install

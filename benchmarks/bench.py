@@ -1,7 +1,6 @@
 """Timings, each beside the plainest way to do the same job, in one run: medians and ratios.
 
-    make bench                      # writes runs/bench.json
-    make bench ARGS="--repeat 9"
+    python benchmarks/bench.py --repeat 9      # writes runs/bench.json; make bench runs it too
 
 Nothing here is a test: machines differ, ratios travel better than seconds.
 """

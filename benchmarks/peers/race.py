@@ -2,7 +2,8 @@
 
     make peers                                      # install, then the whole race; writes runs/peers.json
     make peers ARGS="--only gptq round --repeat 3"  # some rows
-    make peers ARGS="--write docs/benchmarks.md"    # and the table of what is asked and what was measured
+    make peers ARGS="--write docs/benchmarks.md"    # and the table of what is asked and what was measured, and its JSON
+    make bench                                      # the race among those that are installed
     python benchmarks/peers/race.py --list          # the rows, who can run them, and how long it takes
 
 Each turn loads the model anew and times the job alone, without imports and loading. Perplexity is measured by one
@@ -272,7 +273,9 @@ def main() -> None:
         if arguments.write:
             found_versions = sorted({str(line["version"]) for line in lines if line["version"]})
             arguments.write.write_text(asked.markdown(demands, found_versions, made, arguments.repeat))
-            console.print(f"Table in {arguments.write}")
+            raw_file = arguments.write.with_suffix(".json")
+            raw_file.write_bytes(arguments.out.read_bytes())
+            console.print(f"Table in {arguments.write}, raw figures in {raw_file}")
 
 
 if __name__ == "__main__":
