@@ -342,3 +342,27 @@ def test_names_come_before_folders_and_folders_before_functions(shelf, folder, m
     assert load_task("digits:tiny").name == "digits:tiny"
     os.rename(folder, shelf / "my:model")
     assert load_task("my:model").kind == "language"
+
+
+def test_a_text_is_split_at_lines_and_nothing_is_lost():
+    whole = "".join(f"line {i} of some length {'x' * (i % 17)}\n" for i in range(400))
+    parts = _text.split_text(whole)
+    assert "".join(parts) == whole and all(p.endswith("\n") for p in parts)
+    assert [round(len(p) / len(whole), 2) for p in parts] == [0.8, 0.1, 0.1]
+
+
+def test_a_text_file_becomes_a_task_with_its_protocol(shelf, cache):
+    topics = _text.documentation()
+    (shelf / "book.txt").write_text("\n".join(topics[name] for name in sorted(topics)[:24]), encoding="utf-8")
+    task = load_task("text:book.txt:tiny")
+    assert (task.name, task.metric, task.info["text"]) == ("text:book:tiny", "perplexity", "book.txt")
+    assert task.info["stride"] == task.info["context"] == 128 and len(task.info["tokenizer"]) == 16
+    assert task.info["validation_loss"] < task.info["unigram_loss"]
+    assert load_task("text:book.txt:tiny").info["cached"]
+    (shelf / "book.txt").write_text("too short", encoding="utf-8")
+    with pytest.raises(ThalwegError, match="fewer than one row of 128"):
+        load_task("text:book.txt:tiny")
+    with pytest.raises(ThalwegError, match=r"Cannot read the text none\.txt"):
+        load_task("text:none.txt")
+    with pytest.raises(ThalwegError, match="needs a file"):
+        load_task("text")

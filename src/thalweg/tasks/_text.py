@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import re
 from collections import Counter
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +24,24 @@ def documentation() -> dict[str, str]:
             "This Python has no pydoc_data.topics, the text of the task. Install a full CPython, or pass --text FILE."
         ) from None
     return {name: text for name, text in sorted(topics.items()) if len(text) > 200}
+
+
+def read_text(path: str) -> str:
+    """A UTF-8 file; :class:`ThalwegError` where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ThalwegError(f"Cannot read the text {path}: {error.strerror or error}. Check the path.") from None
+    except UnicodeDecodeError:
+        raise ThalwegError(f"The text {path} is not UTF-8. Convert it first.") from None
+
+
+def split_text(whole: str) -> tuple[str, str, str]:
+    """Train, validation and test: whole lines up to eight, nine and ten tenths of the characters."""
+    lines = whole.splitlines(keepends=True)
+    ends = list(itertools.accumulate(map(len, lines)))
+    a, b = (bisect.bisect_left(ends, share * len(whole)) for share in (0.8, 0.9))
+    return "".join(lines[:a]), "".join(lines[a:b]), "".join(lines[b:])
 
 
 def split_topics(topics: dict[str, str]) -> tuple[list[str], list[str], list[str]]:

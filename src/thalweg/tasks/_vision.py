@@ -1,4 +1,4 @@
-"""Small vision networks for 8×8 images."""
+"""Small vision networks."""
 
 from __future__ import annotations
 
@@ -61,17 +61,20 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Patches of 2×2, learned positions, mean pooling and a linear head."""
+    """Square patches, learned positions, mean pooling and a linear head."""
 
-    def __init__(self, width: int = 64, depth: int = 4, heads: int = 4, classes: int = 10):
+    def __init__(
+        self, width: int = 64, depth: int = 4, heads: int = 4, classes: int = 10,
+        *, channels: int = 1, side: int = 8, patch: int = 2,
+    ):  # fmt: skip
         super().__init__()
-        self.patch = nn.Conv2d(1, width, 2, 2)
-        self.place = nn.Parameter(0.02 * torch.randn(1, 16, width))
+        self.patch = nn.Conv2d(channels, width, patch, patch)
+        self.place = nn.Parameter(0.02 * torch.randn(1, (side // patch) ** 2, width))
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images ``[batch, 1, 8, 8]`` to logits ``[batch, classes]``."""
+        """Images ``[batch, channels, side, side]`` to logits ``[batch, classes]``."""
         x = self.patch(x).flatten(2).transpose(1, 2) + self.place
         return self.head(self.norm(self.blocks(x)).mean(1))

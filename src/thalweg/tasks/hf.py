@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from ..errors import ThalwegError
 from ..space import generator
 from ..task import Progress, Task, silent
-from ._text import documentation, rows, split_topics, spread_rows
+from ._text import documentation, read_text, rows, split_topics, spread_rows
 
 CONTEXT = 256
 
@@ -104,12 +104,7 @@ def _texts(path: str | None) -> tuple[str, str, str]:
     if path is None:
         train, validation, test = split_topics(documentation())
         return "\n\n".join(train), "\n\n".join(validation), "\n\n".join(test)
-    try:
-        whole = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise ThalwegError(f"Cannot read the text {path}: {error.strerror or error}. Check --text.") from None
-    except UnicodeDecodeError:
-        raise ThalwegError(f"The text {path} is not UTF-8. Convert it first.") from None
+    whole = read_text(path)
     a, b = int(0.8 * len(whole)), int(0.9 * len(whole))
     return whole[:a], whole[a:b], whole[b:]
 

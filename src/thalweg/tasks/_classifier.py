@@ -1,0 +1,116 @@
+"""A task from images, a network and a plan of training."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..cache import cache_folder, cached, content_hash
+from ..errors import ThalwegError
+from ..space import generator
+from ..task import Progress, Task
+from ._fit import Plan, augmented, fit
+from ._images import Images
+
+VERSION = 1
+HELD_OUT, FROZEN, CALIBRATION, BATCH = 5000, 512, 512, 256
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a classifier is made of. ``given``: weights to start from; they are taken as they are on lossless images and
+    trained by ``tune`` on others. ``plan``: for a random start."""
+
+    name: str
+    images: Callable[[], Images]
+    make: Callable[[], nn.Module]
+    plan: Plan
+    normal: Callable[[Tensor], Tensor]
+    given: dict[str, Tensor] | None = None
+    tune: Plan | None = None
+
+
+def classifier(source: Source, seed: int, progress: Progress) -> Task:
+    """Train or load the network, split the data, and put a task together. A tenth of the training images, at most
+    5,000, does not train; the frozen validation data are drawn from it."""
+    images = source.images()
+    held = min(HELD_OUT, len(images.x) // 10)
+    order = torch.randperm(len(images.x), generator=generator(seed, "held-out images"))
+    kept, mine = order[:held].sort().values, order[held:].sort().values
+    x, y = images.x[mine], images.y[mine]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = source.make()
+    plan = _start(source, model, images.pixels)
+    key: dict[str, Any] = {
+        "task": source.name, "version": VERSION, "seed": seed, "plan": asdict(plan), "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "data": _digest(images.x, images.y), "pixels": images.pixels,
+        "given": None if source.given is None else _digest(*source.given.values()),
+    }  # fmt: skip
+
+    def train() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        started = time.perf_counter()
+        place = cache_folder() / f"{source.name.replace(':', '-')}-{content_hash(key)}.training.safetensors"
+        report = lambda done, total: progress(f"training {source.name}", done, total)
+        fit(model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report)
+        return model.state_dict(), {"training_s": round(time.perf_counter() - started, 2)}
+
+    state, notes = cached(source.name.replace(":", "-"), key, train) if plan.epochs else (model.state_dict(), {})
+    model.load_state_dict(state)
+    model.eval()
+    cut = lambda rows, labels: list(zip(source.normal(rows).split(BATCH), labels.split(BATCH), strict=True))
+    batches = cut(images.x[kept[:FROZEN]], images.y[kept[:FROZEN]])
+    with torch.no_grad():
+        loss = float(torch.cat([F.cross_entropy(model(a), b, reduction="none") for a, b in batches]).mean())
+
+    def train_batch(step: int) -> tuple[Tensor, Tensor]:
+        gen = generator(seed, f"{source.name} batch {step}")
+        pick = torch.randint(0, len(x), (plan.batch,), generator=gen)
+        return source.normal(augmented(x[pick], source.plan, gen)), y[pick]
+
+    pick = torch.randperm(len(x), generator=generator(seed, "calibration images"))[:CALIBRATION]
+    return Task(
+        name=source.name,
+        kind="vision",
+        model=model,
+        loss="cross_entropy",
+        batches=batches,
+        calibration=cut(x[pick], y[pick]),
+        test=cut(images.x_test, images.y_test),
+        train_batch=train_batch,
+        metric="accuracy",
+        info={
+            "parameters": sum(p.numel() for p in model.parameters()), "train": len(x), "validation": len(kept[:FROZEN]),
+            "test": len(images.x_test), "pixels": images.pixels, "validation_loss": loss, "seed": seed,
+            "weights": "trained" if source.given is None else "given" if not plan.epochs else "given, then trained",
+            **notes,
+        },
+    )  # fmt: skip
+
+
+def _start(source: Source, model: nn.Module, pixels: str) -> Plan:
+    """Load the given weights; the plan that is left to do (of no epochs where there is nothing to do)."""
+    if source.given is None:
+        return source.plan
+    try:
+        model.load_state_dict(source.given)
+    except RuntimeError as error:
+        raise ThalwegError(
+            f"The checkpoint for {source.name} does not fit the network ({str(error).splitlines()[-1].strip()}). "
+            "Take it away to train anew."
+        ) from None
+    return source.tune if source.tune is not None and pixels != "lossless" else Plan(0)
+
+
+def _digest(*tensors: Tensor) -> str:
+    h = hashlib.sha256()
+    for t in tensors:
+        h.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
+    return h.hexdigest()[:16]
