@@ -1,7 +1,7 @@
 """Ours and the peers in turn, each in a process of its own, in one run: medians and ratios.
 
     make peers                                      # install, then the whole race; writes runs/peers.json
-    make peers ARGS="--only gptq round --repeat 3"  # some rows
+    make peers ARGS="--only gptq round --repeat 3"  # some rows; the others stay as they were in runs/peers.json
     make peers ARGS="--write docs/benchmarks.md"    # and the table of what is asked and what was measured, and its JSON
     make bench                                      # the race among those that are installed
     python benchmarks/peers/race.py --list          # the rows, who can run them, and how long it takes
@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from thalweg import catalog
-from thalweg.files import write_json
+from thalweg.files import read_json, write_json
 from thalweg.provenance import manifest
 
 HERE = Path(__file__).parent
@@ -235,12 +235,15 @@ def main() -> None:
     if unknown := sorted(set(arguments.methods) - set(catalog.names("methods"))):
         sys.exit(f"No method named {', '.join(unknown)}. Choose from {', '.join(catalog.names('methods'))}.")
     console, forecast = Console(), 0
+    before = read_json(arguments.out) if arguments.only and arguments.out.is_file() else {"raw": {}, "rows": []}
+    earlier = before.get("manifest", {}).get("race_seconds", 0.0)
     chosen = [
         r
         for r in rows(arguments.methods)
         if not arguments.only or any(r.name.startswith(word) for word in arguments.only)
     ]
     lines: list[dict[str, Any]] = []
+    kept = [line for line in before["rows"] if line["row"] not in {row.name for row in chosen}]
     started = time.perf_counter()
     for row in chosen:
         repeat = min(arguments.repeat, row.repeat or arguments.repeat)
@@ -261,17 +264,17 @@ def main() -> None:
         found = summary(row)
         lines += found
         console.print(shown(found))
-        raw = {r.name: {t.label: t.results for t in r.turns} for r in chosen}
+        raw = {**before["raw"], **{r.name: {t.label: t.results for t in r.turns} for r in chosen if r.turns[0].results}}
         demands = asked.demands(asked.Results(raw))
-        made = {**manifest(), "race_seconds": time.perf_counter() - started}
-        write_json(arguments.out, {"asked": asked.raw(demands), "rows": lines, "raw": raw, "manifest": made})
+        made = {**manifest(), "race_seconds": earlier + time.perf_counter() - started}
+        write_json(arguments.out, {"asked": asked.raw(demands), "rows": kept + lines, "raw": raw, "manifest": made})
     if arguments.list:
         console.print(f"About {forecast / 60:.0f} minutes on two quiet cores.", highlight=False)
     if lines:
         console.print(asked_table(demands))
         console.print(f"Written to {arguments.out}; {made['race_seconds'] / 60:.1f} minutes.", highlight=False)
         if arguments.write:
-            found_versions = sorted({str(line["version"]) for line in lines if line["version"]})
+            found_versions = sorted({str(line["version"]) for line in kept + lines if line["version"]})
             arguments.write.write_text(asked.markdown(demands, found_versions, made, arguments.repeat))
             raw_file = arguments.write.with_suffix(".json")
             raw_file.write_bytes(arguments.out.read_bytes())
