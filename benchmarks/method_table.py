@@ -87,13 +87,14 @@ PREFACE = """# What rounding, reconstruction and training win back at two bits
 
 Written by `python benchmarks/methods.py --docs docs/benchmarks-methods.md`. Means and 95 % intervals over seeds
 (Student's t); shares are paired by seed. Test loss in nats. Ranges: `mse`, the same grid for all methods but `awq`,
-`signround` and `tune`, which move it. All methods but `qat` see calibration data without labels. `qat` is straight-through
-training on the task's own training batches with labels, for at most the CPU time that `wall` took (half of
-it on stories260K, where its looks were forecast too dear), `qat10` for ten times that; the best of its checks on the frozen validation data is kept; learning rates are chosen on seed 0's validation data,
-outside of their time, for `qat10` anew on the digits networks and as in `qat` on language models. Seconds are CPU
-seconds of one thread on a shared machine. Options of the others are their defaults, chosen on calibration and
-validation data of seeds 0 and 1, never on test data. The last two columns compare with `qat10` seed by seed, where
-that was run: share of what it closes, and share of its time.
+`signround` and `tune`, which move it. All methods but `qat` see calibration data without labels. `qat` is
+straight-through training on the task's own training batches with labels, for at most the CPU time that `wall` took
+(half of it on stories260K, where its looks were forecast too dear), `qat10` for ten times that; the best of its
+checks on the frozen validation data is kept; learning rates are chosen on seed 0's validation data, outside of their
+time, for `qat10` anew on the digits networks and as in `qat` on language models. Seconds are CPU seconds of one
+thread on a shared machine. Options of the others are their defaults, chosen on calibration and validation data of
+seeds 0 and 1, never on test data. The last two columns compare with `qat10` seed by seed, where that was run: share
+of what it closes, and share of its time.
 
 - `gptq-float`: `gptq` with `target="float"`, damping .1; `gptq-float-sweep`: and one sweep of coordinate descent:
   `wall` without the output factor.
