@@ -31,7 +31,7 @@ def made(count, shape, seed=0):
     g = np.random.default_rng(seed)
     y = (np.arange(count) % 10).astype(np.uint8)
     x = g.integers(0, 60, (count, *shape), dtype=np.uint8)
-    x[..., :8, :8] = (y * 20).reshape(-1, *[1] * len(shape))
+    x[..., :8, :8] = (y * 27).reshape(-1, *[1] * len(shape))
     return x, y
 
 
@@ -167,9 +167,9 @@ def test_resnets_have_the_published_sizes_and_the_shortcut_of_option_a():
 
 
 def test_fashion_learns_is_cached_and_quantizes(shelf):
-    write_fashion(shelf / "fashion_mnist", 1500, 60)
+    write_fashion(shelf / "fashion_mnist", 9000, 60)
     task = load_task("fashion:tiny", seed=1)
-    assert task.info["validation_loss"] > 0 and task.info["train"] == 1350
+    assert task.info["validation_loss"] > 0 and task.info["train"] == 8100
     objective = Objective(task.model, task.batches, task.loss, calibration=task.calibration)
     found = objective.evaluate({}, task.test, task.metric)
     assert found["accuracy"] > 0.3 and found["samples"] == 60  # a tenth by chance
@@ -180,7 +180,7 @@ def test_fashion_learns_is_cached_and_quantizes(shelf):
     assert torch.equal(task.train_batch(3)[0], again.train_batch(3)[0])
     held = {row.numpy().tobytes() for batch, _ in task.batches for row in batch}
     drawn = {row.numpy().tobytes() for batch, _ in task.calibration for row in batch}
-    assert len(held) == 150 and not held & drawn
+    assert len(held) == 512 and not held & drawn
     assert quantize(objective, "w2", "gptq").reach > 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def method(name: str, scheme: str, fit: str = "mse", *options: str) -> None:
     """Any rounding method, from fitting the grid to the last code. Options: NAME=VALUE."""
     objective, setup = calibrated()
     kept: list[QuantizedPoint] = []
-    chosen = {k: int(v) if v.isdigit() else v for k, v in (o.split("=") for o in options)}
+    chosen = parsed(options)
     run = lambda: kept.append(quantize(objective, scheme, name, fit=fit, keep_float=HEAD, **chosen))
     seconds = common.timed(run)
     common.report(
@@ -50,12 +51,18 @@ def method(name: str, scheme: str, fit: str = "mse", *options: str) -> None:
     )  # fmt: skip
 
 
+def parsed(options: Sequence[str]) -> dict[str, object]:
+    """``NAME=VALUE`` words, numbers as numbers."""
+    number = lambda v: int(v) if v.isdigit() else float(v) if v.replace(".", "", 1).isdigit() else v
+    return {name: number(value) for name, value in (o.split("=") for o in options)}
+
+
 def memory(name: str, scheme: str, fit: str = "mse", *options: str) -> None:
     """Bytes that a method adds at its worst moment, over the weights, one block's activations for the whole calibration
     set and one Hessian. Resident memory, with one heap for all threads as on the command line."""
     one_heap()
     objective, _ = calibrated()
-    chosen = {k: int(v) if v.isdigit() else v for k, v in (o.split("=") for o in options)}
+    chosen = parsed(options)
     weights = sum(p.numel() * p.element_size() for p in objective.model.parameters())
     inside = block_activations(objective)
     hessian = max(g.columns for g in Scheme.parse(scheme, HEAD).layouts(objective.weights).values()) ** 2 * 4

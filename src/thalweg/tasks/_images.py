@@ -80,8 +80,8 @@ def cifar10() -> Images:
     original, streams = folder / "cifar-10-batches-bin", folder / "cifar10_jpeg_q75_streams.npz"
     if original.is_dir():
         train = [_records(original / f"data_batch_{i}.bin") for i in range(1, 6)]
-        x, y = (torch.cat(part) for part in zip(*train, strict=True))
-        return _checked(Images(x, y, *_records(original / "test_batch.bin")), original)
+        first = (torch.cat([rows for rows, _ in train]), torch.cat([labels for _, labels in train]))
+        return _checked(Images(*first, *_records(original / "test_batch.bin")), original)
     if streams.is_file():
         keys = tuple(f"{part}_{what}" for part in ("train", "test") for what in ("bytes", "offsets"))
         data, starts, data_test, starts_test, y, y_test = _arrays(streams, (*keys, "y_train", "y_test"))
