@@ -67,6 +67,29 @@ def test_sweeps_end_where_no_single_change_helps(scheme, groups):
             assert value(other.view_as(final)) >= value(final) - 1e-9
 
 
+@pytest.mark.parametrize("scheme, groups", [("w2", 1), ("w3a", 2), ("lsbq2", 1), ("nf4", 1), ("w2g8", 1)])
+@pytest.mark.parametrize("columns", [1, 5, 64])
+def test_blocks_of_columns_sweep_as_one_column_after_another(scheme, groups, columns, monkeypatch):
+    """Against the loop that one would write: the whole form's pull on every column anew."""
+    monkeypatch.setattr("thalweg.methods._matched.COLUMNS", columns)
+    weight = draw(6, 24, seed=3)
+    grid = Scheme.parse(scheme).grids({"w": weight.float()}, {"w": 0}, "mse")["w"]
+    x = draw(groups, 40, 24, seed=1) @ draw(groups, 24, 24, seed=2)
+    moment = x.mT @ x / 40
+    damped = moment + 0.01 * moment.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(24)
+    codes = grid.encode(weight)
+    for _ in range(2):
+        for j in range(24):
+            rise = []
+            for code in range(grid.count):
+                trial = codes.clone()
+                trial[:, j] = code
+                e = split(grid, grid.decode(trial).double() - weight, groups)
+                rise.append((torch.bmm(e, damped) * e).sum(-1).flatten())
+            codes[:, j] = torch.stack(rise).argmin(0).to(torch.uint8)
+    assert torch.equal(descend_columns(grid.encode(weight), weight, grid, moment, 0.01, 2), codes)
+
+
 def test_one_layer_has_no_predecessors():
     model = nn.Sequential(nn.Linear(6, 5))
     batches = [(draw(40, 6).float(), torch.zeros(40, dtype=torch.long))]
