@@ -31,9 +31,10 @@ def products(objective: Objective, at: Mapping[str, Tensor], kind: str = "auto",
     the graphs between products: faster, at the memory of all of them. Batches go through in the chunks of the
     objective. The raw metric: wrap in :func:`in_steps` for the step metric.
 
-    Cost: about one gradient to build, then 1.5 to 1.9 gradients in chunks (1.0 gradient of whole batches) per
-    product with the Hessian and 2 with the GGN (a convolutional network on two CPU cores); one gradient more without ``retain``. ReLU networks: the Hessian misses
-    curvature in the kinks; the GGN too. Source: Pearlmutter 1994 (Hessian products).
+    Cost: about one gradient to build, then 1.5 to 1.9 gradients in chunks (1.0 gradient of whole batches) per product
+    with the Hessian and 2 with the GGN (a convolutional network on two CPU cores); one gradient more without
+    ``retain``. ReLU networks: the Hessian misses curvature in the kinks; the GGN too. Source: Pearlmutter 1994 (Hessian
+    products).
     """
     if kind == "auto":
         kind = "ggn" if objective.has_outputs else "hessian"
