@@ -94,6 +94,7 @@ def demands(r: Results) -> list[Demand]:
         who, rival = f"ours method gptq w{bits}g32 absmax", r.least(row, False, "seconds")
         out.append(times(r, f"GPTQ W{bits} group 32", 0.5, row, who, rival, "of the faster peer's time"))
         out.append(perplexities(r, f"GPTQ W{bits}, same grid", row, who, r.least(row, False, "perplexity")))
+        out += _swept(r, bits)
     row = "best w2g32"
     best, slow = r.least(row, True, "perplexity"), "autoround best w2g32 200"
     out.append(perplexities(r, "W2 group 32, calibration only", row, best, slow, 83.3))
@@ -102,6 +103,18 @@ def demands(r: Results) -> list[Demand]:
         row, peer = f"round {scheme}", f"torchao round {scheme}"
         out.append(times(r, f"rounding {scheme}, absmax", 1.0, row, f"ours round {scheme}", peer, "of torchao's time"))
     return out + _data_free(r) + _steps(r) + _curvature(r) + _memory(r)
+
+
+def _swept(r: Results, bits: int) -> list[Demand]:
+    """The same with a sweep of coordinate descent, where that was run."""
+    row, who = f"gptq w{bits}g32", f"ours sweep gptq w{bits}g32"
+    if not r.values(row, who):
+        return []
+    rival = r.least(row, False, "seconds")
+    return [
+        times(r, f"GPTQ W{bits} and a sweep", 0.5, row, who, rival, "of the faster peer's time"),
+        perplexities(r, f"GPTQ W{bits} and a sweep", row, who, r.least(row, False, "perplexity")),
+    ]
 
 
 def _memory(r: Results) -> list[Demand]:
@@ -181,7 +194,7 @@ def markdown(found: list[Demand], versions: list[str], manifest: dict[str, Any],
     return "\n".join([
         "# Beside other tools", "",
         "Written by `make peers ARGS=\"--write docs/benchmarks.md\"`: ours and the peers in turn, each in a process of",
-        "its own, in one run. Seconds are medians (range, number of measurements) of the job alone; perplexity is",
+        "its own; a row is one run, rows of one day and machine. Seconds are medians (range, number of measurements) of the job alone; perplexity is",
         "measured by one function on the same held-out tokens for all. Raw: [benchmarks.json](benchmarks.json).", "",
         f"{manifest['created'][:10]}, {machine}, {platform.system()}, Python {manifest['python']}, torch "
         f"{manifest['torch']}; up to {repeat} turns each, {manifest['race_seconds'] / 60:.0f} minutes in all.", "",

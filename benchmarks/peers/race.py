@@ -95,7 +95,8 @@ def rows(methods: list[str]) -> list[Row]:
     out = []
     for bits in (4, 3, 2):
         scheme = f"w{bits}g32"
-        turns = [ours("method", "gptq", scheme, "absmax", "sweeps=1")]
+        words = ("method", "gptq", scheme, "absmax")
+        turns = [ours(*words), Turn("ours", (*words, "sweeps=1"), f"ours sweep gptq {scheme}")]
         theirs = [peer("llmcompressor", "gptq", scheme), peer("gptqmodel", "gptq", scheme, turns=1)]
         out.append(Row(f"gptq {scheme}", [*turns, *theirs]))
     turns = [ours("method", "gptq", "w2g32a", fit) for fit in ("mse", "moments")]
