@@ -194,8 +194,9 @@ def markdown(found: list[Demand], versions: list[str], manifest: dict[str, Any],
     return "\n".join([
         "# Beside other tools", "",
         "Written by `make peers ARGS=\"--write docs/benchmarks.md\"`: ours and the peers in turn, each in a process of",
-        "its own; a row is one run, rows of one day and machine. Seconds are medians (range, number of measurements) of the job alone; perplexity is",
-        "measured by one function on the same held-out tokens for all. Raw: [benchmarks.json](benchmarks.json).", "",
+        "its own; a row is one run, rows of one day and machine. Seconds are medians (range, number of measurements)",
+        "of the job alone; perplexity is measured by one function on the same held-out tokens for all. Raw:",
+        "[benchmarks.json](benchmarks.json).", "",
         f"{manifest['created'][:10]}, {machine}, {platform.system()}, Python {manifest['python']}, torch "
         f"{manifest['torch']}; up to {repeat} turns each, {manifest['race_seconds'] / 60:.0f} minutes in all.", "",
         "Contestants: " + "; ".join(versions) + ".", "",
