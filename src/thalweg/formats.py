@@ -38,7 +38,7 @@ NF4 = (
 E2M1 = minifloat(2, 1, bias=1)
 E4M3 = minifloat(4, 3, bias=7, drop=1)
 E5M2 = minifloat(5, 2, bias=15, drop=4)
-_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "e4m3": torch.float8_e4m3fn}
+_DTYPES = {**HALVES, "e4m3": torch.float8_e4m3fn}
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

@@ -253,7 +253,7 @@ class Grid:
         extra = self.table * 32 * (scales if own else 1)
         extra += 0 if own else scales * SCALE_BITS[self.scale_format]
         if self.zero is not None:
-            real = 16 if self.scale_format in HALVES else 32
+            real = SCALE_BITS[self.scale_format] if self.scale_format in HALVES else 32
             extra += self.zero.numel() * (self.bits if torch.equal(self.zero, self.zero.round()) else real)
         extra += sum(32 * x.numel() for x in (self.columns, self.tensor_scale) if x is not None)
         return self.bits + extra / count if count else 0.0

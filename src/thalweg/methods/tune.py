@@ -14,7 +14,7 @@ from .. import space
 from ..blocks import blocks, captured
 from ..distill import Teacher
 from ..errors import ThalwegError, unknown
-from ..formats import snap
+from ..formats import HALVES, snap
 from ..grid import TINY, Grid, Rounding, nearest, take
 from ..objective import Objective
 from ..space import Point
@@ -26,7 +26,7 @@ from .nearest import nearest as round_to_nearest
 STARTS = {"gptq": gptq, "nearest": round_to_nearest}
 SMALLEST = 1e-3
 """A scale stays above this share of its first value."""
-FINE = ("float32", "float16", "bfloat16")
+FINE = ("float32", *HALVES)
 """Scale formats fine enough to move in and round to at the end."""
 
 

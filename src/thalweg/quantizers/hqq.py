@@ -8,6 +8,7 @@ from torch import Tensor
 from ..fitting import Fit
 from ..formats import TINY
 from ..grid import Grid
+from ._columns import better
 from .absmax import ranges
 
 NORM = 0.7
@@ -41,12 +42,12 @@ def hqq(fit: Fit) -> Grid:
     scale, best = full, (full, zero, torch.full_like(full, torch.inf))
     for share in SHARES:
         trial = fit.snap(full * share)
-        best = _better(best, trial, zero, lp_error(fit, trial, zero))
+        best = better(best, trial, zero, lp_error(fit, trial, zero))
     scale, zero = best[:2]
     stiffness = STIFFNESS
     for _ in range(STEPS):
         scale, zero = _step(fit, scale, zero, stiffness)
-        best = _better(best, scale, zero, lp_error(fit, scale, zero))
+        best = better(best, scale, zero, lp_error(fit, scale, zero))
         stiffness *= GROWTH
     return fit.grid(*best[:2])
 
@@ -74,11 +75,3 @@ def _step(fit: Fit, scale: Tensor, zero: Tensor | None, stiffness: float) -> tup
     ratio = fit.total(target * q) / fit.total(q.square()).clamp(min=TINY)
     fitted = fit.snap(scale * torch.where(ratio > 0, ratio, 1.0))
     return fitted, zero
-
-
-def _better(
-    best: tuple[Tensor, Tensor | None, Tensor], scale: Tensor, zero: Tensor | None, error: Tensor
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    wins = error < best[2]
-    zeros = None if zero is None or best[1] is None else torch.where(wins, zero, best[1])
-    return torch.where(wins, scale, best[0]), zeros, torch.where(wins, error, best[2])

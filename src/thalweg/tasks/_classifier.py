@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from ..cache import cache_folder, cached, content_hash
 from ..errors import ThalwegError
-from ..space import generator
+from ..space import fingerprint, generator
 from ..task import Progress, Task
 from ._fit import Plan, augmented, fit
 from ._images import Images
@@ -51,8 +50,9 @@ def classifier(source: Source, seed: int, progress: Progress) -> Task:
     plan = _start(source, model, images.pixels)
     key: dict[str, Any] = {
         "task": source.name, "version": VERSION, "seed": seed, "plan": asdict(plan), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "data": _digest(images.x, images.y), "pixels": images.pixels,
-        "given": None if source.given is None else _digest(*source.given.values()),
+        "threads": torch.get_num_threads(), "pixels": images.pixels,
+        "data": fingerprint({"x": images.x, "y": images.y}),
+        "given": None if source.given is None else fingerprint(source.given),
     }  # fmt: skip
 
     def train() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -107,10 +107,3 @@ def _start(source: Source, model: nn.Module, pixels: str) -> Plan:
             "Take it away to train anew."
         ) from None
     return source.tune if source.tune is not None and pixels != "lossless" else Plan(0)
-
-
-def _digest(*tensors: Tensor) -> str:
-    h = hashlib.sha256()
-    for t in tensors:
-        h.update(t.contiguous().view(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b"")
-    return h.hexdigest()[:16]
