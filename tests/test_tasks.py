@@ -3,6 +3,7 @@
 import os
 import random
 import sys
+from dataclasses import replace
 
 import numpy
 import pytest
@@ -366,3 +367,22 @@ def test_a_text_file_becomes_a_task_with_its_protocol(shelf, cache):
         load_task("text:none.txt")
     with pytest.raises(ThalwegError, match="needs a file"):
         load_task("text")
+
+
+@pytest.mark.parametrize("spec", ["digits:tiny", "pydocs:tiny"])
+def test_drawn_changes_calibration_and_training_data_only(spec: str) -> None:
+    task = load_task(spec)
+    other, again = task.drawn(3), task.drawn(3)
+    assert task.drawn(0) is task
+    assert other.model is task.model and other.batches is task.batches and other.test is task.test
+    for one, two, equal in ((other, again, True), (other, task, False), (other, task.drawn(4), False)):
+        assert same(list(tensors(one.calibration)), list(tensors(two.calibration))) is equal
+        assert same(list(tensors([one.train_batch(5)])), list(tensors([two.train_batch(5)]))) is equal
+    assert [t.shape for t in tensors(other.calibration)] == [t.shape for t in tensors(task.calibration)]
+
+
+def test_drawn_without_a_rule_of_its_own_calibrates_on_training_batches() -> None:
+    task = replace(load_task("digits:tiny"), recalibrate=None)
+    far = task.drawn(2)
+    assert len(far.calibration) == len(task.calibration)
+    assert same(list(tensors(far.calibration[:1])), list(tensors([task.train_batch(2 * 10_000_000 - 1)])))

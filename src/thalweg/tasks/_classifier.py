@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ..cache import cache_folder, cached, content_hash
 from ..errors import ThalwegError
 from ..space import fingerprint, generator
-from ..task import Progress, Task
+from ..task import FAR, Progress, Task
 from ._fit import Plan, augmented, fit
 from ._images import Images
 
@@ -75,17 +75,21 @@ def classifier(source: Source, seed: int, progress: Progress) -> Task:
         pick = torch.randint(0, len(x), (plan.batch,), generator=gen)
         return source.normal(augmented(x[pick], source.plan, gen)), y[pick]
 
-    pick = torch.randperm(len(x), generator=generator(seed, "calibration images"))[:CALIBRATION]
+    def calibrate(seed: int) -> list[tuple[Tensor, Tensor]]:
+        pick = torch.randperm(len(x), generator=generator(seed, "calibration images"))[:CALIBRATION]
+        return cut(x[pick], y[pick])
+
     return Task(
         name=source.name,
         kind="vision",
         model=model,
         loss="cross_entropy",
         batches=batches,
-        calibration=cut(x[pick], y[pick]),
+        calibration=calibrate(seed),
         test=cut(images.x_test, images.y_test),
         train_batch=train_batch,
         metric="accuracy",
+        recalibrate=lambda other: calibrate(seed + FAR * other),
         info={
             "parameters": sum(p.numel() for p in model.parameters()), "train": len(x), "validation": len(kept[:FROZEN]),
             "test": len(images.x_test), "pixels": images.pixels, "validation_loss": loss, "seed": seed,

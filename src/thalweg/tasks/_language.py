@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ..cache import cached
 from ..errors import ThalwegError
 from ..space import generator
-from ..task import Progress, Task
+from ..task import FAR, Progress, Task
 from ._text import rows, spread_rows, unigram_loss
 
 VERSION = 1
@@ -78,14 +78,18 @@ def language(
     every = rows(validation, CONTEXT)
     with torch.no_grad():
         loss = sum(float(_loss(model, part)) * len(part) for part in every.split(16)) / len(every)
-    calibration = sample(generator(seed, f"{family} calibration"), 32)
+
+    def calibrate(seed: int) -> list[Tensor]:
+        return list(sample(generator(seed, f"{family} calibration"), 32).split(8))
+
     return Task(
         name=label,
         kind="language",
         model=model,
         loss="causal_lm",
         batches=list(frozen.split(8)),
-        calibration=list(calibration.split(8)),
+        calibration=calibrate(seed),
+        recalibrate=lambda other: calibrate(seed + FAR * other),
         test=list(judged.split(16)),
         train_batch=lambda step: sample(generator(seed, f"{family} batch {step}"), 8),
         metric="perplexity",

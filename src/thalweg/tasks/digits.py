@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..cache import cached
 from ..errors import ThalwegError, unknown
 from ..space import generator
-from ..task import Progress, Task, silent
+from ..task import FAR, Progress, Task, silent
 from ._vision import ResidualNet, VisionTransformer
 
 VERSION = 2
@@ -69,6 +69,10 @@ def digits(size: str = "cnn", *, seed: int = 0, progress: Progress = silent) -> 
         pick = torch.randint(0, len(x), (128,), generator=gen)
         return _shift(x[pick], gen), y[pick]
 
+    def calibrate(other: int) -> list[tuple[Tensor, Tensor]]:
+        pick = torch.randperm(len(x), generator=generator(other, "digits calibration"))[:256]
+        return list(zip(x[pick].split(128), y[pick].split(128), strict=True))
+
     return Task(
         name=f"digits:{size}",
         kind="vision",
@@ -79,6 +83,7 @@ def digits(size: str = "cnn", *, seed: int = 0, progress: Progress = silent) -> 
         test=[(xt, yt)],
         train_batch=train_batch,
         metric="accuracy",
+        recalibrate=lambda other: calibrate(seed + FAR * other),
         info={
             "parameters": sum(p.numel() for p in model.parameters()), "train": len(x), "validation": len(xv),
             "test": len(xt), "validation_loss": loss, "test_accuracy": accuracy, "seed": seed, **notes,

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from ..errors import ThalwegError
 from ..space import generator
-from ..task import Progress, Task, silent
+from ..task import FAR, Progress, Task, silent
 from ._text import documentation, read_text, rows, split_topics, spread_rows
 
 CONTEXT = 256
@@ -77,6 +77,9 @@ def hf(path: str, *, text: str | None = None, seed: int = 0, progress: Progress 
     def sample(gen: torch.Generator, count: int) -> torch.Tensor:
         return data[torch.randint(0, len(data) - context, (count, 1), generator=gen) + torch.arange(context)]
 
+    def calibrate(seed: int) -> list[torch.Tensor]:
+        return list(sample(generator(seed, "hf calibration"), 32).split(8))
+
     head = model.get_output_embeddings()
     keep = tuple(name for name, module in model.named_modules() if module is head)
     frozen = spread_rows(ids[1], context, 16)
@@ -86,7 +89,8 @@ def hf(path: str, *, text: str | None = None, seed: int = 0, progress: Progress 
         model=model,
         loss="causal_lm",
         batches=list(frozen.split(8)),
-        calibration=list(sample(generator(seed, "hf calibration"), 32).split(8)),
+        calibration=calibrate(seed),
+        recalibrate=lambda other: calibrate(seed + FAR * other),
         test=list(rows(ids[2], context, 64).split(8)),
         train_batch=lambda step: sample(generator(seed, f"hf batch {step}"), 8),
         metric="perplexity",
