@@ -19,7 +19,7 @@ from ._resnet import CifarResNet, normalised
 from ._vision import VisionTransformer
 
 SCRATCH = Plan(200, lr=0.1, decay=1e-4)
-TUNED = Plan(3, lr=0.02, decay=5e-4)
+TUNED = Plan(5, lr=0.05, decay=5e-4)
 RESNETS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
 SIZES: dict[str, tuple[Callable[[], nn.Module], Plan]] = {
     **{name: (partial(CifarResNet, blocks), SCRATCH) for name, blocks in RESNETS.items()},
@@ -37,7 +37,7 @@ def cifar10(size: str = "resnet20", *, seed: int = 0, progress: Progress = silen
     ``size``: ``resnet20`` (270k weights), ``resnet32``, ``resnet44``, ``resnet56`` (853k), ``vit`` (458k). Images: see
     ``thalweg.tasks._images.cifar10``; ``info["pixels"]`` says whether they are lossless. A checkpoint
     ``resnet_cifar10/resnet20-*.th`` in the data folder (github akamaster/pytorch_resnet_cifar10) is taken as it is on
-    lossless images and tuned for three epochs on others; it has seen the validation images. Without one, 200 epochs of
+    lossless images and tuned for five epochs on others; it has seen the validation images. Without one, 200 epochs of
     SGD from a random start (learning rate .1, cosine, weight decay 1e-4; He et al. 2015, arXiv:1512.03385, section 4.2,
     has steps instead of the cosine). 45,000 images train, 512 of the other 5,000 are the frozen validation data, all
     10,000 test images the test.
