@@ -33,6 +33,7 @@ LAYERS = [
         "provenance",
         "formats",
         "layout",
+        "statistics",
     },
     {"space", "grid", "fitting"},
     {"objective", "scheme", "landscape", "walk"},
