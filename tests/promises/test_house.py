@@ -35,7 +35,7 @@ LAYERS = [
         "layout",
         "statistics",
     },
-    {"space", "grid", "fitting"},
+    {"space", "grid", "fitting", "claims"},
     {"objective", "scheme", "landscape", "walk"},
     {"point", "distill", "kronecker"},
     {"curvature", "spectrum", "basin", "river", "trajectory", "fold", "latent"},
