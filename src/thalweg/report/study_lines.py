@@ -89,8 +89,8 @@ def recovery_time(figure: Any, data: dict[str, Any]) -> None:
     if any(t is None for rows in data["times"].values() for row in rows for t in row):
         axes.axhline(horizon, color=GREY, linewidth=0.9, zorder=1)
         axes.annotate(
-            "open: not within the budget, with the number of runs", (0.995, horizon), xycoords=("axes fraction", "data"),
-            xytext=(0, -3), textcoords="offset points", ha="right", va="top", fontsize=8.5,
+            "open: not within the budget (number of runs)", (0.995, horizon), xycoords=("axes fraction", "data"),
+            xytext=(0, 3), textcoords="offset points", ha="right", va="bottom", fontsize=8.5,
         )  # fmt: skip
     axes.set_xticks(rates, [f"{r:g}" for r in rates])
     axes.xaxis.set_minor_locator(nothing())
@@ -130,8 +130,9 @@ def drawable(values: Any) -> list[float]:
 
 
 def _legend(axes: Any) -> None:
-    handles = axes.get_legend_handles_labels()[0]
+    labels = axes.get_legend_handles_labels()[1]
+    across = max(1, min(len(labels), 84 // (6 + max(map(len, labels)))))
     axes.legend(
-        loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=min(len(handles), 3), frameon=False, fontsize=9,
+        loc="lower left", bbox_to_anchor=(-0.02, 1), ncols=across, frameon=False, fontsize=9,
         labelcolor=INK,
     )  # fmt: skip
