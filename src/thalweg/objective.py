@@ -349,12 +349,18 @@ class Objective:
         """Mean loss with given BatchNorm statistics. Cost: one forward."""
         return float(self._pass(weights, self.batches, buffers).mean())
 
-    @torch.no_grad()
     def evaluate(self, weights: Mapping[str, Tensor], batches: Iterable[Any], metric: str = "none") -> dict[str, float]:
         """Loss on other data, with its standard error and a metric: ``accuracy``, ``perplexity`` or ``none``.
 
         Cost: one forward over those batches.
         """
+        return self.judged(weights, batches, metric)[0]
+
+    @torch.no_grad()
+    def judged(
+        self, weights: Mapping[str, Tensor], batches: Iterable[Any], metric: str = "none"
+    ) -> tuple[dict[str, float], Tensor]:
+        """The same with the loss of every sample (float64 ``[samples]``), for paired comparisons."""
         losses, right = [], []
         for batch in _frozen(batches, self.device):
             output = self.forward(weights, batch)
@@ -368,7 +374,7 @@ class Objective:
             out["accuracy"] = float(torch.cat(right).mean())
         elif metric == "perplexity":
             out["perplexity"] = float(every.mean().exp())
-        return out
+        return out, every
 
     @property
     def identity(self) -> str:

@@ -29,7 +29,7 @@ CHIPS = {
 def progress_bar(console: Console, quiet: bool = False) -> Iterator[Callback]:
     """A callback ``(text, done, total)`` drawn as a bar with elapsed and remaining time.
 
-    The job named ``survey`` stays on top while others come and go below it. Where the output is no terminal,
+    The jobs named ``survey`` and ``study`` stay on top while others come and go below it. Where the output is no terminal,
     a line at most every 10 s.
     """
     if quiet:
@@ -54,7 +54,7 @@ def progress_bar(console: Console, quiet: bool = False) -> Iterator[Callback]:
 
         def draw(text: str, done: int, total: int) -> None:
             if text not in jobs:
-                for old in [name for name in jobs if name != "survey"]:
+                for old in [name for name in jobs if name not in ("survey", "study")]:
                     bar.remove_task(jobs.pop(old))
                 jobs[text] = bar.add_task(text, total=total)
             bar.update(jobs[text], completed=done, total=total)

@@ -1,0 +1,139 @@
+"""Run what a study lacks: cells in the order of their needs, on a pool, until done or until time is up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ThalwegError
+from ..load import load_task
+from ..task import Progress, Task, silent
+from . import arms
+from .cells import Cell, Store, cells
+from .measures import take
+from .pool import Pool
+from .spec import Study
+
+
+def run(
+    study: Study, store: Store, pool: Pool, *, device: str = "cpu", fresh: bool = False, minutes: float | None = None,
+    progress: Progress = silent,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Figures of all cells that are there in the end, by key; those on disk are read, the others run.
+
+    ``minutes``: start nothing new after so long (what runs is finished). A cell that fails with a
+    :class:`ThalwegError` is recorded with its message, and what leans on it is left out; the next run tries again.
+
+    Cost: that of the missing cells.
+    """
+    every = cells(study)
+    have = {} if fresh else {c.key: f for c in every if (f := store.read(c)) is not None and _whole(study, store, c)}
+    waiting = [c for c in every if c.key not in have]
+    running: dict[int, tuple[Any, Cell]] = {}
+    failed: dict[str, dict[str, Any]] = {}
+    began = time.perf_counter()
+    try:
+        while waiting or running:
+            late = minutes is not None and time.perf_counter() - began > 60 * minutes
+            for cell in [] if late else _ready(waiting, have, pool.size - len(running), [c for _, c in running.values()]):
+                waiting.remove(cell)
+                needed = {key: have[key] for key in cell.needs}
+                ticket = pool.submit(work, study, cell, str(store.folder), device, needed)
+                running[id(ticket)] = (ticket, cell)
+            if not running:
+                break
+            progress("study", len(every) - len(waiting) - len(running), len(every))
+            progress(next(iter(running.values()))[1].label, 0, 1)
+            ticket = pool.wait([t for t, _ in running.values()])
+            cell = running.pop(id(ticket))[1]
+            figures = pool.result(ticket)
+            if "error" in figures:
+                failed[cell.key] = {**figures, "label": cell.label}
+            else:
+                have[cell.key] = store.write(cell, figures)
+    finally:
+        pool.close()
+    progress("study", len(have), len(every))
+    return {**have, **failed}
+
+
+def _whole(study: Study, store: Store, cell: Cell) -> bool:
+    """False where another cell needs a file of this one that is gone."""
+    if cell.kind != "arm":
+        return True
+    wanted = [store.point(cell.key)] if cell.what in study.points_needed() else []
+    wanted += [store.latent(cell.key)] if cell.what in study.latents_needed() else []
+    return all(path.is_file() for path in wanted)
+
+
+def _ready(waiting: list[Cell], have: Iterable[str], room: int, busy: list[Cell]) -> list[Cell]:
+    """The next cells whose needs are met. A float model is prepared alone, with every thread."""
+    if any(c.kind == "float" for c in busy):
+        return []
+    ready = [c for c in waiting if all(key in have for key in c.needs)]
+    for cell in ready:
+        if cell.kind == "float":
+            return [] if busy else [cell]
+    return ready[: max(room, 0)]
+
+
+def work(study: Study, cell: Cell, folder: str, device: str, known: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One cell, in whatever process: its figures, or what went wrong in words."""
+    started = time.perf_counter()
+    store = Store(folder)
+    try:
+        room = _room(cell.task, cell.seed, study.networks == "each", tuple(sorted(study.limits.items())), device)
+        if cell.kind == "float":
+            found = arms.run_float(room)
+        else:
+            _same_model(room, cell, known)
+            if cell.kind == "arm":
+                found = arms.run_arm(study, cell, room, store, known)
+            else:
+                part = study.measures[cell.what]
+                points = {
+                    role: arms.load_point(store, key, room.objective.device)
+                    for role, key in zip(part.roles, cell.needs[1:], strict=True)
+                }
+                options = {k: v for k, v in part.options.items() if k != "measure"}
+                found = take(part.options["measure"], room.objective, room.task, points, cell.seed, options, silent)
+    except ThalwegError as error:
+        return {"error": str(error), "label": cell.label}
+    return {**found, "cell_seconds": time.perf_counter() - started}
+
+
+def _same_model(room: arms.Room, cell: Cell, known: dict[str, dict[str, Any]]) -> None:
+    before = known[cell.needs[0]].get("identity")
+    if before != room.objective.identity:
+        raise ThalwegError(
+            f"The model or data of {cell.task} changed since the study began ({before}, now {room.objective.identity}). "
+            "Run with --fresh, or choose another folder with --out."
+        )
+
+
+@lru_cache(2)
+def _task(spec: str, seed: int) -> Task:
+    """The task, trained where need be, on every core whatever a worker may use afterwards."""
+    import os
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    try:
+        return load_task(spec, seed=seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@lru_cache(2)
+def _room(spec: str, seed: int, own: bool, limits: tuple[tuple[str, int], ...], device: str) -> arms.Room:
+    return arms.Room.of(_task(spec, seed if own else 0), 0 if own else seed, dict(limits), device)
+
+
+def folder_of(study: Study, out: Path | None) -> Path:
+    """The run folder of a study."""
+    return out or Path("runs") / f"study-{study.name}"
