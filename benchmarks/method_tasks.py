@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +14,7 @@ from torch import Tensor
 from thalweg.load import load_task
 from thalweg.space import generator
 from thalweg.task import Task
+from thalweg.tasks._pieces import encoder
 
 DATA = Path(os.environ.get("THALWEG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 PAIRS = {
@@ -74,28 +71,6 @@ def stories() -> Task:
         "stories260K", "language", model, "causal_lm", list(rows(validation, 16).split(8)), [],
         list(rows(test, 24).split(8)), batch, "perplexity", ("lm_head",),
     )  # fmt: skip
-
-
-def encoder(path: Path) -> Callable[[str], list[int]]:
-    """Byte-pair encoding from ``[bytes, score]`` per token: in each word (with the space before it) the
-    neighbours whose joint token has the best score are joined, until none has one; unknown characters are
-    bytes, whose tokens are 3 to 258."""
-    pieces = json.loads(path.read_text())
-    score = {bytes(piece): (value, i) for i, (piece, value) in enumerate(pieces) if i > 258}
-
-    @cache
-    def word(text: str) -> list[int]:
-        parts = [c.encode() for c in text]
-        while len(parts) > 1:
-            joined = [score.get(a + b, (float("-inf"), -1))[0] for a, b in pairwise(parts)]
-            best = max(joined)
-            if best == float("-inf"):
-                break
-            i = joined.index(best)
-            parts[i : i + 2] = [parts[i] + parts[i + 1]]
-        return [t for p in parts for t in ([score[p][1]] if p in score else [3 + byte for byte in p])]
-
-    return lambda text: [token for part in re.findall(r" ?[^ ]+| ", f" {text}") for token in word(part)]
 
 
 def bench_llama(seed: int) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from ..cache import cache_folder, cached, content_hash
 from ..errors import ThalwegError
 from ..space import fingerprint, generator
 from ..task import FAR, Progress, Task
-from ._fit import Plan, augmented, fit
+from ._fit import Plan, adapted, augmented, fit, recipe_of
 from ._images import Images
+from ._run import Run, bundle, chosen, device_type
 
 VERSION = 1
 HELD_OUT, FROZEN, CALIBRATION, BATCH = 5000, 512, 512, 256
@@ -36,9 +37,10 @@ class Source:
     tune: Plan | None = None
 
 
-def classifier(source: Source, seed: int, progress: Progress) -> Task:
+def classifier(source: Source, seed: int, progress: Progress, run: Run | None = None) -> Task:
     """Train or load the network, split the data, and put a task together. A tenth of the training images, at most
-    5,000, does not train; the frozen validation data are drawn from it."""
+    5,000, does not train; the frozen validation data are drawn from it. ``run``: see :class:`Run`."""
+    run = run or Run()
     images = source.images()
     held = min(HELD_OUT, len(images.x) // 10)
     order = torch.randperm(len(images.x), generator=generator(seed, "held-out images"))
@@ -47,23 +49,34 @@ def classifier(source: Source, seed: int, progress: Progress) -> Task:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = source.make()
-    plan = _start(source, model, images.pixels)
+    plan = adapted(_start(source, model, images.pixels), run)
     key: dict[str, Any] = {
-        "task": source.name, "version": VERSION, "seed": seed, "plan": asdict(plan), "torch": torch.__version__,
+        "task": source.name, "version": VERSION, "seed": seed, "plan": recipe_of(plan), "torch": torch.__version__,
         "threads": torch.get_num_threads(), "pixels": images.pixels,
         "data": fingerprint({"x": images.x, "y": images.y}),
         "given": None if source.given is None else fingerprint(source.given),
     }  # fmt: skip
+    kind = device_type(run.device)
+    if kind != "cpu":
+        key |= {"device": kind, "threads": None}
 
     def train() -> tuple[dict[str, Tensor], dict[str, Any]]:
         started = time.perf_counter()
         place = cache_folder() / f"{source.name.replace(':', '-')}-{content_hash(key)}.training.safetensors"
         report = lambda done, total: progress(f"training {source.name}", done, total)
-        fit(model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report)
-        return model.state_dict(), {"training_s": round(time.perf_counter() - started, 2)}
+        kept = fit(
+            model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report, device=run.device
+        )
+        return bundle(model.state_dict(), kept), {"training_s": round(time.perf_counter() - started, 2)}
 
+    if run.at and run.at != plan.epochs and run.at not in plan.keep:
+        raise ThalwegError(
+            f"{source.name} keeps no weights of epoch {run.at} of {plan.epochs} (kept: {list(plan.keep) or 'none'}). "
+            f"Ask for them with keep={run.at}."
+        )
     state, notes = cached(source.name.replace(":", "-"), key, train) if plan.epochs else (model.state_dict(), {})
-    model.load_state_dict(state)
+    model.load_state_dict(chosen(state, run.at, plan.epochs))
+    name = source.name if run.at in (0, plan.epochs) else f"{source.name}?at={run.at}"
     model.eval()
     cut = lambda rows, labels: list(zip(source.normal(rows).split(BATCH), labels.split(BATCH), strict=True))
     batches = cut(images.x[kept[:FROZEN]], images.y[kept[:FROZEN]])
@@ -80,7 +93,7 @@ def classifier(source: Source, seed: int, progress: Progress) -> Task:
         return cut(x[pick], y[pick])
 
     return Task(
-        name=source.name,
+        name=name,
         kind="vision",
         model=model,
         loss="cross_entropy",
@@ -94,7 +107,7 @@ def classifier(source: Source, seed: int, progress: Progress) -> Task:
             "parameters": sum(p.numel() for p in model.parameters()), "train": len(x), "validation": len(kept[:FROZEN]),
             "test": len(images.x_test), "pixels": images.pixels, "validation_loss": loss, "seed": seed,
             "weights": "trained" if source.given is None else "given" if not plan.epochs else "given, then trained",
-            **notes,
+            "epochs": plan.epochs, "epoch": run.at or plan.epochs, **notes,
         },
     )  # fmt: skip
 

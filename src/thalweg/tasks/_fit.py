@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import ThalwegError
-from ..files import read_tensors, write_tensors
 from ..space import generator
+from ._run import Run, forward_on
+from ._state import averaged, current, resume, save
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a classifier is trained. ``sgd`` has Nesterov momentum .9, ``adamw`` its usual betas; the rate rises over
-    ``warmup`` of all steps and falls to zero along a cosine. ``shift``: pixels that an image is moved by at most, in
-    both directions; ``flip``: mirrored half of the time."""
+    """How a classifier is trained. ``sgd`` has momentum .9, Nesterov's unless ``nesterov`` is off, ``adamw`` its usual
+    betas; the rate rises over ``warmup`` of all steps and falls to zero along a cosine. ``shift``: pixels that an image
+    is moved by at most, in both directions; ``flip``: mirrored half of the time. ``decay_all``: weight decay on biases
+    and norms too. ``keep``: epochs whose state is kept. ``ema``: decay of the average that replaces the weights."""
 
     epochs: int
     batch: int = 128
@@ -31,6 +33,36 @@ class Plan:
     warmup: float = 0.1
     shift: int = 4
     flip: bool = True
+    nesterov: bool = True
+    decay_all: bool = False
+    keep: tuple[int, ...] = ()
+    ema: float = 0.0
+
+
+FIRST = ("epochs", "batch", "lr", "decay", "optimizer", "warmup", "shift", "flip")
+"""Fields that are always in the cache's key; the others only where they are not the default, so that weights that
+were trained before a field existed are found."""
+
+
+def recipe_of(plan: Plan) -> dict[str, Any]:
+    """A plan as it stands in the cache's key."""
+    usual = {f.name: f.default for f in fields(Plan)}
+    return {n: v for n, v in asdict(plan).items() if n in FIRST or v != usual[n]}
+
+
+def adapted(plan: Plan, run: Run) -> Plan:
+    """The plan with what a run changes of it.
+
+    Raises:
+        ThalwegError: an epoch to keep that comes after the last.
+    """
+    if not plan.epochs:  # weights that are taken as they are
+        return plan
+    epochs = run.length or plan.epochs
+    kept = run.keep or tuple(e for e in plan.keep if e < epochs)
+    if max(kept, default=0) > epochs:
+        raise ThalwegError(f"keep={max(kept)} comes after the last epoch, {epochs}. Keep an earlier one.")
+    return replace(plan, epochs=epochs, keep=kept, ema=run.ema or plan.ema)
 
 
 def augmented(x: Tensor, plan: Plan, gen: torch.Generator) -> Tensor:
@@ -51,23 +83,27 @@ def augmented(x: Tensor, plan: Plan, gen: torch.Generator) -> Tensor:
 def fit(
     model: nn.Module, x: Tensor, y: Tensor, plan: Plan, seed: int,
     *, normal: Callable[[Tensor], Tensor], checkpoint: Path | None = None,
-    report: Callable[[int, int], None] = lambda done, total: None,
-) -> None:  # fmt: skip
+    report: Callable[[int, int], None] = lambda done, total: None, device: str = "cpu",
+) -> dict[int, dict[str, Tensor]]:  # fmt: skip
     """Train in place on images ``[n, channels, h, w]`` (uint8, made float by ``normal`` after augmentation) and labels.
+    States of the epochs in ``plan.keep`` come back.
 
     Order and augmentation of an epoch depend on the seed and its number only. With ``checkpoint`` the state is kept
     there after every epoch and taken up again; the file goes when training is done. The same bits for the same
-    number of threads. Cost: ``epochs`` gradients over the data.
+    number of threads on the CPU; CUDA is faster and gives other bits (``_run.forward_on``). The model is on the CPU
+    in the end. Cost: ``epochs`` gradients over the data.
 
     Raises:
-        ThalwegError: a loss that is not finite.
+        ThalwegError: a loss that is not finite, or no such device.
     """
+    where, forward = forward_on(model, device)
     optimizer = _optimizer(model, plan)
     per_epoch = max(1, len(x) // plan.batch)
     total = per_epoch * plan.epochs
-    begin = _resume(model, optimizer, plan, checkpoint)
+    recipe = recipe_of(plan)
+    memory, meta = resume(checkpoint, model, optimizer, recipe)
     model.train()
-    for epoch in range(begin, plan.epochs):
+    for epoch in range(int(meta.get("epoch", 0)), plan.epochs):
         gen = generator(seed, f"epoch {epoch}")
         order = torch.randperm(len(x), generator=gen)
         for i in range(per_epoch):
@@ -76,55 +112,37 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = plan.lr * rise * 0.5 * (1 + math.cos(math.pi * step / total))
             pick = order[i * plan.batch :][: plan.batch]
-            loss = F.cross_entropy(model(normal(augmented(x[pick], plan, gen))), y[pick])
+            loss = F.cross_entropy(forward(normal(augmented(x[pick], plan, gen))).float(), y[pick].to(where))
             if i % 50 == 0 and not math.isfinite(float(loss.detach())):
                 raise ThalwegError(f"The training loss is {float(loss.detach())} in epoch {epoch}. Lower lr={plan.lr}.")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if plan.ema:
+                memory.average = averaged(memory.average, model, plan.ema, step)
             if step % 10 == 0 or step + 1 == total:
                 report(step + 1, total)
+        if epoch + 1 in plan.keep:
+            memory.kept[epoch + 1] = current(model, memory)
         if checkpoint is not None:
-            _keep(model, optimizer, plan, epoch + 1, checkpoint)
+            save(checkpoint, model, optimizer, memory, {"plan": recipe, "epoch": epoch + 1})
+    if memory.average is not None:
+        model.load_state_dict(memory.average)
+    if where.type != "cpu":
+        model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     model.eval()
+    return memory.kept
 
 
 def _optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only."""
+    """Weight decay on matrices and kernels only, unless the plan has it on all."""
     parameters = list(model.parameters())
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": plan.decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": plan.decay if plan.decay_all else 0.0},
     ]
     if plan.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=plan.lr, momentum=0.9, nesterov=True)
+        return torch.optim.SGD(groups, lr=plan.lr, momentum=0.9, nesterov=plan.nesterov)
     return torch.optim.AdamW(groups, lr=plan.lr)
-
-
-def _keep(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, epoch: int, path: Path) -> None:
-    tensors = {f"model/{n}": t.detach().clone() for n, t in model.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{i}/{n}": t.clone() for n, t in state.items() if isinstance(t, Tensor)}
-    write_tensors(path, tensors, {"plan": asdict(plan), "epoch": epoch})
-
-
-def _resume(model: nn.Module, optimizer: torch.optim.Optimizer, plan: Plan, path: Path | None) -> int:
-    """The epoch to begin with; state of another plan or a damaged file is left alone."""
-    if path is None or not path.is_file():
-        return 0
-    try:
-        tensors, meta = read_tensors(path)
-    except ThalwegError:
-        return 0
-    if meta.get("plan") != asdict(plan):
-        return 0
-    model.load_state_dict({n.removeprefix("model/"): t for n, t in tensors.items() if n.startswith("model/")})
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    return int(meta["epoch"])

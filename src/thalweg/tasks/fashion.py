@@ -13,6 +13,7 @@ from ._classifier import Source, classifier
 from ._fit import Plan
 from ._images import fashion_mnist
 from ._resnet import PlainNet, normalised
+from ._run import run_of
 from ._vision import VisionTransformer
 
 SIZES: dict[str, tuple[Callable[[], nn.Module], Plan]] = {
@@ -22,15 +23,19 @@ SIZES: dict[str, tuple[Callable[[], nn.Module], Plan]] = {
 }
 
 
-def fashion(size: str = "cnn", *, seed: int = 0, progress: Progress = silent) -> Task:
+def fashion(
+    size: str = "cnn", *, seed: int = 0, progress: Progress = silent, at: int = 0, epochs: int = 0, keep: str = "",
+    ema: float = 0.0, device: str = "cpu",
+) -> Task:  # fmt: skip
     """Fashion-MNIST from files that you fetch: a CNN without BatchNorm, or a small ViT.
 
     ``size``: ``cnn`` (121k weights), ``vit`` (139k), ``tiny`` (for trying things out). Files: see
     ``thalweg.tasks._images.fashion_mnist``; the error says where to get them. 55,000 images train, 512 of the other
-    5,000 are the frozen validation data, all 10,000 test images the test.
+    5,000 are the frozen validation data, all 10,000 test images the test. ``at``, ``epochs``, ``keep``, ``ema``,
+    ``device``: as in ``cifar10``.
 
     Raises:
-        ThalwegError: an unknown size, data absent or damaged.
+        ThalwegError: an unknown size, data absent or damaged, an epoch not kept.
 
     Cost: training takes some minutes on two cores, once; then it is cached.
     """
@@ -38,4 +43,5 @@ def fashion(size: str = "cnn", *, seed: int = 0, progress: Progress = silent) ->
         raise unknown("size of fashion", size, SIZES)
     make, plan = SIZES[size]
     normal = partial(normalised, mean=(0.2860,), std=(0.3530,))
-    return classifier(Source(f"fashion:{size}", fashion_mnist, make, plan, normal), seed, progress)
+    source = Source(f"fashion:{size}", fashion_mnist, make, plan, normal)
+    return classifier(source, seed, progress, run_of(at, epochs, keep, ema, device))
