@@ -2,7 +2,7 @@
 
 ``geometry``: profiles, margins, walls, visibility and pull of three points. ``nearby``: which codes separate a failed
 from a found point, replanted and in random places. ``barriers``: along segments, with BatchNorm statistics kept and
-renewed. ``forecast``: margins from random directions alone, before anything is rounded. ``slices``: loss planes.
+renewed. ``forecast``: margins from random directions alone, before anything is rounded. ``sight``: steep directions at the float point, half way and at the failed point. ``slices``: loss planes.
 ``times``: recovery time against the learning rate.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from .. import basin, diagnosis, space
-from ..geometry import barrier, measure, nearby, width
+from ..geometry import barrier, measure, nearby, sight, width
 from ..objective import Objective
 from ..point import QuantizedPoint
 from ..task import Progress, Task
@@ -37,7 +37,7 @@ class Kind:
 def _geometry(
     objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    found = measure.measure(objective, points, recovered="recovered", seed=seed, progress=progress)
+    found = measure.measure(objective, points, seed=seed, progress=progress)
     local = diagnosis.local_objectives(objective, list(points.values()))
     return {**found, "local": dict(zip(points, local, strict=True))}
 
@@ -84,6 +84,13 @@ def _forecast(
         "typical": asdict(around), "rise": rises, "reach": reaches,
         "margin": {role: around.steps / max(reach, 1e-12) for role, reach in reaches.items()},
     }  # fmt: skip
+
+
+def _sight(
+    objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
+    failed = points["failed"]
+    return sight.eigenspaces(objective, failed.reference, failed.weights, failed.step, options["count"], seed)
 
 
 def _slices(
@@ -140,6 +147,7 @@ MEASURES: dict[str, Kind] = {
     "barriers": Kind(("failed", "second", "recovered"), _barriers, {"points": 9}),
     "forecast": Kind(("failed", "second"), _forecast, {"directions": 8}),
     "widths": Kind(("failed", "second", "recovered"), _widths, {"tolerances": [0.0488, 0.1, 0.5]}),
+    "sight": Kind(("failed",), _sight, {"count": 4}),
     "slices": Kind(("end",), _slices, {"draws": 1, "points": 11}),
     "times": Kind(
         ("begin",), _times,

@@ -52,13 +52,13 @@ def classifier(source: Source, seed: int, progress: Progress, run: Run | None = 
     plan = adapted(_start(source, model, images.pixels), run)
     key: dict[str, Any] = {
         "task": source.name, "version": VERSION, "seed": seed, "plan": recipe_of(plan), "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "pixels": images.pixels,
+        "pixels": images.pixels,
         "data": fingerprint({"x": images.x, "y": images.y}),
         "given": None if source.given is None else fingerprint(source.given),
     }  # fmt: skip
     kind = device_type(run.device)
     if kind != "cpu":
-        key |= {"device": kind, "threads": None}
+        key["device"] = kind
 
     def train() -> tuple[dict[str, Tensor], dict[str, Any]]:
         started = time.perf_counter()
@@ -67,7 +67,9 @@ def classifier(source: Source, seed: int, progress: Progress, run: Run | None = 
         kept = fit(
             model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report, device=run.device
         )
-        return bundle(model.state_dict(), kept), {"training_s": round(time.perf_counter() - started, 2)}
+        return bundle(model.state_dict(), kept), {
+            "training_s": round(time.perf_counter() - started, 2), "threads": torch.get_num_threads()
+        }  # fmt: skip
 
     if run.at and run.at != plan.epochs and run.at not in plan.keep:
         raise ThalwegError(
