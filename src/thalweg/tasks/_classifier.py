@@ -64,9 +64,7 @@ def classifier(source: Source, seed: int, progress: Progress, run: Run | None = 
         started = time.perf_counter()
         place = cache_folder() / f"{source.name.replace(':', '-')}-{content_hash(key)}.training.safetensors"
         report = lambda done, total: progress(f"training {source.name}", done, total)
-        kept = fit(
-            model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report, device=run.device
-        )
+        kept = fit(model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report, device=run.device)
         return bundle(model.state_dict(), kept), {"training_s": round(time.perf_counter() - started, 2)}
 
     if run.at and run.at != plan.epochs and run.at not in plan.keep:
