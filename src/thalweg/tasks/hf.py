@@ -78,9 +78,7 @@ def hf(
         )
     data = torch.tensor(ids[0])
     if len(data) <= own:
-        raise ThalwegError(
-            f"The training text has {len(data)} tokens, fewer than one row of {own}. Pass more text."
-        )
+        raise ThalwegError(f"The training text has {len(data)} tokens, fewer than one row of {own}. Pass more text.")
 
     def sample(gen: torch.Generator, count: int) -> torch.Tensor:
         return framed(data[torch.randint(0, len(data) - own, (count, 1), generator=gen) + torch.arange(own)])
