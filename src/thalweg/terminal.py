@@ -29,7 +29,7 @@ CHIPS = {
 def progress_bar(console: Console, quiet: bool = False) -> Iterator[Callback]:
     """A callback ``(text, done, total)`` drawn as a bar with elapsed and remaining time.
 
-    The jobs named ``survey`` and ``study`` stay on top while others come and go below it. Where the output is no terminal,
+    The jobs named ``survey`` and ``study`` stay on top while others come and go below. Where the output is no terminal,
     a line at most every 10 s.
     """
     if quiet:

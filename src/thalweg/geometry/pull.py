@@ -54,7 +54,11 @@ def pulls(
 
 
 def one_pull(
-    objective: Objective, origin: Mapping[str, Tensor], at: Mapping[str, Tensor], step: Mapping[str, Tensor], base: float
+    objective: Objective,
+    origin: Mapping[str, Tensor],
+    at: Mapping[str, Tensor],
+    step: Mapping[str, Tensor],
+    base: float,
 ) -> dict[str, Any]:
     """Inward cosine, whole and by layer, and the exponent. Cost: one gradient."""
     loss, raw = objective.gradient(at)

@@ -63,7 +63,8 @@ def fit_shape(distances: Sequence[float], rises: Sequence[float]) -> Shape:
     weights = _weights(scores)[0]
     names = ("bowl", "hinge", "power")
     return Shape(
-        float(p[0]), float(r[0]), *(float(w) for w in weights), names[int(weights.argmax())], len(s), float(s[-1])
+        float(p[0]), float(r[0]), float(weights[0]), float(weights[1]), float(weights[2]), names[int(weights.argmax())],
+        len(s), float(s[-1]),
     )
 
 
@@ -93,7 +94,7 @@ def _prepared(distances: Sequence[float], rises: Sequence[float]) -> tuple[np.nd
         )
     good = np.isfinite(y)
     last = len(y) if good.all() else int(good.argmin())
-    falls = np.flatnonzero(np.diff(y[:last]) < -0.02 * max(float(np.abs(y[:last]).max()), 1e-30)) if last > 1 else []
+    falls = np.flatnonzero(np.diff(y[:last]) < -0.02 * max(float(np.abs(y[:last]).max()), 1e-30))
     late = [i for i in falls if y[i] > 0.5 * y[:last].max()]  # noise on the floor is no maximum
     last = min(last, int(late[0]) + 1) if late else last
     if last - 1 < FEWEST:
@@ -111,7 +112,8 @@ def _fits(s: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndar
     bowl = _residuals(y, x[None] ** 2)[:, 0]
     hinge, power = _residuals(y, hinges), _residuals(y, powers)
     total = np.maximum((y**2).sum(1), 1e-300)
-    score = lambda rss, k: size * np.log(np.maximum(rss, 1e-14 * total) / size) + 2 * k + 2 * k * (k + 1) / (size - k - 1)
+    extra = lambda k: 2 * k + 2 * k * (k + 1) / (size - k - 1)
+    score = lambda rss, k: size * np.log(np.maximum(rss, 1e-14 * total) / size) + extra(k)
     scores = np.stack([score(bowl, 2), score(hinge.min(1), 3), score(power.min(1), 3)], 1)
     return scores, EXPONENTS[power.argmin(1)], FLOORS[hinge.argmin(1)] * s[-1]
 

@@ -24,8 +24,8 @@ def widths(
     """First exits in rms steps along ``±displacement`` for several tolerances in nats.
 
     ``length``: rms steps of the displacement. For each tolerance ``forward`` and ``backward`` (infinite where no edge
-    was found) and the directional proxy ``ratio`` = length / forward: above 1 the displacement's end is beyond the first
-    exit (docs/theory.md, section 4). A losses' look-up is shared, so that more tolerances cost little.
+    was found) and the directional proxy ``ratio`` = length / forward: above 1 the displacement's end is beyond the
+    first exit. Losses are looked up once, so that more tolerances cost little.
 
     Cost: about 12 forwards for the first tolerance each way, 5 for each other.
     """

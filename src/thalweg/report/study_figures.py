@@ -26,8 +26,8 @@ def task_figures(result: Mapping[str, Any], task: str) -> list[Picture]:
         panels: dict[str, dict[str, list[float]]] = {}
         for row in rows:
             panels.setdefault(row["scheme"], {})[row["arm"]] = row["rise"]["values"]
-        data = {"quantity": "rise of the test loss", "unit": unit(result, task), "schemes": panels, "tolerance": tolerance}
-        out.append(study.arms(data, f"{name}-arms"))
+        head = {"quantity": "rise of the test loss", "unit": unit(result, task)}
+        out.append(study.arms({**head, "schemes": panels, "tolerance": tolerance}, f"{name}-arms"))
     pulls = {s: _pull(here[s, "geometry"]) for s in plan["schemes"] if (s, "geometry") in here}
     if pulls:
         out.append(study.pull({"schemes": pulls}, f"{name}-pull"))
@@ -99,6 +99,6 @@ def _replanting(items: Sequence[Mapping[str, Any]], tolerance: float) -> dict[st
         planted = figures["replant"]
         ordered.append([start - base, *(x - base for x in planted["losses"])])
         control = [r["losses"] for r in figures["random"]]
-        random.append([start - base, *(sum(c[i] for c in control) / len(control) - base for i in range(len(control[0])))])
+        random.append([start - base, *(sum(at) / len(control) - base for at in zip(*control, strict=True))])
     shares = [0.0, *items[0]["figures"]["replant"]["shares"]]
     return {"shares": shares, "ordered": ordered, "random": random, "tolerance": tolerance}

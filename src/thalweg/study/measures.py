@@ -2,8 +2,9 @@
 
 ``geometry``: profiles, margins, walls, visibility and pull of three points. ``nearby``: which codes separate a failed
 from a found point, replanted and in random places. ``barriers``: along segments, with BatchNorm statistics kept and
-renewed. ``forecast``: margins from random directions alone, before anything is rounded. ``sight``: steep directions at the float point, half way and at the failed point. ``slices``: loss planes.
-``times``: recovery time against the learning rate.
+renewed. ``forecast``: margins from random directions alone, before anything is rounded. ``sight``: steep directions at
+the float point, half way and at the failed point. ``slices``: loss planes. ``times``: recovery time against the
+learning rate.
 """
 
 from __future__ import annotations
@@ -96,13 +97,9 @@ def _sight(
 def _slices(
     objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    end = points["end"]
-    return {
-        "draws": [
-            measure.slice2d(objective, end.reference, end.weights, end.step, seed=1000 * seed + i, points=options["points"])
-            for i in range(options["draws"])
-        ]
-    }  # fmt: skip
+    end, size = points["end"], options["points"]
+    one = lambda i: measure.slice2d(objective, end.reference, end.weights, end.step, seed=1000 * seed + i, points=size)
+    return {"draws": [one(i) for i in range(options["draws"])]}
 
 
 def _widths(

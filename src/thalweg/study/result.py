@@ -62,7 +62,8 @@ def study(
         "floats": {c.task: done[c.key] for c in every if c.kind == "float" and c.key in done},
         "arms": summary(plan, table),
         "evidence": evidence(every, done),
-        "cells": {"done": len(done), "all": len(every), "seconds": sum(f.get("cell_seconds", 0) for f in done.values())},
+        "cells": {"done": len(done), "all": len(every),
+                  "seconds": sum(f.get("cell_seconds", 0) for f in done.values())},
         "errors": [{"cell": f["label"], "error": f["error"]} for f in errors],
         "manifest": manifest(device),
         "seconds": time.perf_counter() - started,
@@ -95,6 +96,9 @@ def summary(plan: Study, table: Figures) -> list[dict[str, Any]]:
                         found = bca(values, seed=0)
                         row[name] = {"mean": float(np.mean(values)), "low": found.low, "high": found.high,
                                      "seeds": len(values), "values": values}  # fmt: skip
+                losses = (row.get("loss") or {}).get("values")
+                if losses and f"{arm}.test.perplexity" in here:
+                    row["perplexity"] = float(np.exp(np.mean(losses)))
                 if len(row) > 3:
                     rows.append(row)
     return rows
@@ -110,7 +114,7 @@ def evidence(every: Sequence[Cell], done: Mapping[str, dict[str, Any]]) -> list[
         figures = found
         if cell.kind == "arm":
             told = found["trajectory"]
-            figures = {"float_loss": told["float_loss"], "checks": told["checks"], "directions": found.get("directions")}
+            figures = {k: told[k] for k in ("float_loss", "checks")} | {"directions": found.get("directions")}
         rest = {k: v for k, v in figures.items() if k not in ("key", "needs", "task", "scheme", "seed", "what", "kind")}
         out.append({"task": cell.task, "scheme": cell.scheme, "seed": cell.seed, "what": cell.what, "figures": rest})
     return out

@@ -40,7 +40,8 @@ def run(
     try:
         while waiting or running:
             late = minutes is not None and time.perf_counter() - began > 60 * minutes
-            for cell in [] if late else _ready(waiting, have, pool.size - len(running), [c for _, c in running.values()]):
+            busy = [c for _, c in running.values()]
+            for cell in [] if late else _ready(waiting, have, pool.size - len(running), busy):
                 waiting.remove(cell)
                 needed = {key: have[key] for key in cell.needs}
                 ticket = pool.submit(work, study, cell, str(store.folder), device, needed)
@@ -111,8 +112,8 @@ def _same_model(room: arms.Room, cell: Cell, known: dict[str, dict[str, Any]]) -
     before = known[cell.needs[0]].get("identity")
     if before != room.objective.identity:
         raise ThalwegError(
-            f"The model or data of {cell.task} changed since the study began ({before}, now {room.objective.identity}). "
-            "Run with --fresh, or choose another folder with --out."
+            f"The model or data of {cell.task} changed since the study began ({before}, now "
+            f"{room.objective.identity}). Run with --fresh, or choose another folder with --out."
         )
 
 

@@ -21,8 +21,8 @@ A study is one YAML file with plain keys::
 An arm is a rounding ``method`` with ``options`` or a training recipe (``train``: fields of
 :class:`thalweg.train.Recipe`). ``rates`` are learning rates tried on the first seed; the one that is best on the frozen
 validation data is every seed's. ``of`` takes the latent weights that another arm trained, and ``then`` rounds them with
-the method of a third: float training, then rounding. ``batchnorm``: statistics are re-estimated at the end. Arms and measures take ``schemes`` and ``tasks`` to name where
-they run. A profile changes whatever it names and leaves the rest.
+the method of a third: float training, then rounding. ``batchnorm``: statistics are re-estimated at the end. Arms and
+measures take ``schemes`` and ``tasks`` to name where they run. A profile changes whatever it names and leaves the rest.
 """
 
 from __future__ import annotations

@@ -44,14 +44,14 @@ def cifar10(
     ``size``: ``resnet20`` (270k weights), ``resnet32``, ``resnet44``, ``resnet56`` (853k), ``vit`` (458k). Images: see
     ``thalweg.tasks._images.cifar10``; ``info["pixels"]`` says whether they are lossless. A checkpoint
     ``resnet_cifar10/resnet20-*.th`` in the data folder (github akamaster/pytorch_resnet_cifar10) is taken as it is on
-    lossless images and tuned for five epochs on others (ResNet-20: eight); it has seen the validation images. Without one, 200 epochs of
-    SGD from a random start (learning rate .1, cosine, weight decay 1e-4; He et al. 2015, arXiv:1512.03385, section 4.2,
-    has steps instead of the cosine). ``resnet20-scratch`` and its larger sisters take no checkpoint: 200 epochs of SGD
-    with momentum .9, batches of 128, learning rate .1 along a cosine without warm-up, weight decay 2e-4 on all
-    parameters, and the state of epoch 180 kept, from which quantized training starts (``at=180``); this is the recipe
-    of the river-valley experiments, except for augmentation (shifts by up to 4 pixels, mirroring) and the absence of
-    Nesterov's momentum, which they do not state. 45,000 images train, 512 of the other 5,000 are the frozen validation
-    data, all 10,000 test images the test.
+    lossless images and tuned for five epochs on others (ResNet-20: eight); it has seen the validation images. Without
+    one, 200 epochs of SGD from a random start (learning rate .1, cosine, weight decay 1e-4; He et al. 2015,
+    arXiv:1512.03385, section 4.2, has steps instead of the cosine). ``resnet20-scratch`` and its larger sisters take no
+    checkpoint: 200 epochs of SGD with momentum .9, batches of 128, learning rate .1 along a cosine without warm-up,
+    weight decay 2e-4 on all parameters, and the state of epoch 180 kept, from which quantized training starts
+    (``at=180``); this is the recipe of the river-valley experiments, except for augmentation (shifts by up to 4 pixels,
+    mirroring) and the absence of Nesterov's momentum, which they do not state. 45,000 images train, 512 of the other
+    5,000 are the frozen validation data, all 10,000 test images the test.
 
     ``at``: the epoch whose state is the model (0: the last), one of those in ``keep`` (``"100,180"``). ``epochs``: 0
     for the recipe's. ``ema``: decay of an average of the weights that replaces them (0: none). ``device``: where it

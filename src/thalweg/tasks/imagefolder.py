@@ -60,7 +60,7 @@ def imagefolder(
     if network.startswith("timm:"):
         if run != Run() or size:
             raise ThalwegError(
-                f"{network} is not trained here, and its size is its own. Leave out size, at, epochs, keep, ema, device."
+                f"{network} is not trained here, and its size is its own. Leave out size, at, epochs and so on."
             )
         return pretrained(network[5:], place, weights, seed, per_class, progress)
     if network not in NETWORKS:
