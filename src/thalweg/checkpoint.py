@@ -19,7 +19,7 @@ from .trajectory import Check
 if TYPE_CHECKING:
     from .train import Run
 
-FORMAT = "thalweg checkpoint 2"
+FORMAT = "thalweg checkpoint 3"
 
 
 class Snapshot(NamedTuple):
@@ -48,7 +48,7 @@ def _parts(run: Run) -> dict[str, Point]:
     return {
         "latent": latent.weights, "average": latent.average, "ever": latent.ever, "codes": latent.codes,
         "live": latent.live, "scale": latent.scale, "zero": latent.zero, "oscillation": latent.oscillation,
-        "norms": run.norms, "movers": run.movers.tensors(),
+        "others": run.others, "movers": run.movers.tensors(),
     }  # fmt: skip
 
 
@@ -60,6 +60,8 @@ def save(run: Run, file: Path) -> None:
     for name, shot in (("best", run.best), ("first", run.first)):
         for part, values in () if shot is None else shot._asdict().items():
             tensors.update({f"{name}-{part}/{n}": v.detach() for n, v in values.items()})
+    for i, latent in enumerate(run.tail):
+        tensors.update({f"tail-{i}/{n}": v for n, v in latent.items()})
     plain: dict[str, dict[str, Any]] = {}
     for index, entry in run.movers.optimizer.state_dict()["state"].items():
         for key, value in entry.items():
@@ -76,6 +78,7 @@ def save(run: Run, file: Path) -> None:
         "flips": run.flips,
         "best_loss": run.best_loss,
         "seconds": run.seconds,
+        "tail": len(run.tail),
         "optimizer": plain,
     }
     write_tensors(file, tensors, meta)
@@ -106,6 +109,7 @@ def resume(run: Run, file: Path) -> None:
 
     run.best = shot("best")
     run.first = shot("first") if part("first-codes") else None
+    run.tail = [{n: v.to(device) for n, v in part(f"tail-{i}").items()} for i in range(meta["tail"])]
     state: dict[int, dict[str, Any]] = {int(k): dict(v) for k, v in meta["optimizer"].items()}
     for key, value in part("optimizer").items():
         index, _, name = key.partition("/")

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from .cli_options import Device, Embeddings, Fit, Json, Scheme, Seed, Strict, Text
+from .cli_study import study
 from .cli_train import train
 from .errors import ThalwegError, unknown
 
@@ -258,6 +259,7 @@ def diagnose(
 
 app.command(epilog="Example: [bold]thalweg train runs/points/digits-w2-nearest.safetensors --steps 500[/bold]")(train)
 app.command("recover", hidden=True, help="Another name of train.")(train)
+app.command(epilog="Example: [bold]thalweg study studies/paper-resnet.yaml --profile small[/bold]")(study)
 
 
 @app.command(epilog="Example: [bold]thalweg export POINT --to compressed-tensors --out model-w4[/bold]")

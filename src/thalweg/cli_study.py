@@ -27,6 +27,7 @@ def study(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure every cell again.")] = False,
     device: Device = "cpu",
     as_json: Json = False,
+    docs: Annotated[Path | None, typer.Option(help="Write the table of claims there too, with its figures.")] = None,
     strict: Strict = False,
 ) -> None:
     """A grid of cells (task × scheme × method × seed), resumable one by one, and its table of claims."""
@@ -48,7 +49,7 @@ def study(
     with _bar(as_json) as progress:
         result = run(plan, folder, pool=pool, device=device, fresh=fresh, minutes=minutes, progress=progress)
         progress("report", 0, 1)
-        page = write_study_report(result, folder)
+        page = write_study_report(result, folder, docs)
     _emit(as_json, result, None if as_json else terminal(result, console.width))
     if not as_json:
         left = result["cells"]["all"] - result["cells"]["done"]

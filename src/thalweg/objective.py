@@ -137,6 +137,7 @@ class Objective:
             self.model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         except RuntimeError as error:
             raise ThalwegError(f"The model cannot be copied ({error}). Remove hooks or weight norm first.") from None
+        self._embeddings = embeddings
         self.layers: dict[str, Layer] = quantizable(self.model, embeddings)
         if not self.layers:
             raise ThalwegError(
@@ -183,6 +184,37 @@ class Objective:
         self.batches = self.calibration = self._pieces = self._uncut = [None]
         self._check_determinism(None, noise_ok)
         return self
+
+    def at(self, weights: Mapping[str, Tensor]) -> Objective:
+        """The same model and data with other float weights: what rounding after more float training starts from.
+
+        ``weights``: some or all quantizable weights, by name. Data are shared, the model is copied; this objective
+        stays as it is. Cost: a copy of the model.
+
+        Raises:
+            ThalwegError: unknown names, other shapes, NaN.
+        """
+        for name, value in weights.items():
+            mine = self.weights.get(name)
+            if mine is None or mine.shape != value.shape:
+                raise ThalwegError(
+                    f"Weight {name!r} of shape {tuple(value.shape)} does not fit this objective "
+                    f"({'no such weight' if mine is None else tuple(mine.shape)}). Pass weights of the same model."
+                )
+        space.check_finite(weights)
+        other = copy.copy(self)
+        other.weights = {n: weights.get(n, w).detach().clone() for n, w in self.weights.items()}
+        other.cost = Counter()
+        if self._function is None:
+            other.model = copy.deepcopy(self.model)
+            own = dict(other.model.named_parameters())
+            with torch.no_grad():
+                for name, value in other.weights.items():
+                    own[name].copy_(value)
+            modules = dict(other.model.named_modules())
+            other.layers = quantizable(other.model, bool(self._embeddings))
+            other._norms = {n: modules[n] for n in self._norms}  # type: ignore[misc]
+        return other
 
     # -- losses ---------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What the optimizer of a training run moves: latent weights or their low-rank factors, scales, norms."""
+"""What the optimizer of a training run moves: latent weights or their low-rank factors, scales, other parameters."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ from .trajectory import Recipe
 SCALE_RATE = 0.05
 """Learning rate of scales under adamw, relative to their mean, per grid step per update of the weights."""
 NORM_RATE = 0.1
-"""The same of norm parameters, relative to their mean absolute value."""
+"""The same of norms and other parameters that are not quantized, relative to their mean absolute value."""
 
 
 class Movers:
     """The optimizer and its parameters. ``adamw`` turns every learning rate into natural units: latent weights
-    move ``lr`` steps of their own grid per update, scales ``0.05·lr`` of their mean, norms ``0.1·lr`` of theirs;
+    move ``lr`` steps of their own grid per update, scales ``0.05·lr`` of their mean, norms and others ``0.1·lr`` of
+    theirs;
     low-rank factors as latent weights, the right one starting at unit variance per rank."""
 
-    def __init__(self, recipe: Recipe, latent: Latent, norms: Point, step: Mapping[str, Tensor]):
-        self.recipe, self.latent, self.norms = recipe, latent, norms
+    def __init__(self, recipe: Recipe, latent: Latent, others: Point, step: Mapping[str, Tensor]):
+        self.recipe, self.latent, self.others = recipe, latent, others
         self.weights: Point = {} if latent.held else latent.weights
-        self.scale: Point = latent.scale if latent.learns_scale and not norms else {}
+        self.scale: Point = latent.scale if latent.learns_scale and not others else {}
         self.left: Point = {}
         self.right: Point = {}
         self.base: Point = {}
@@ -48,7 +49,7 @@ class Movers:
         for part, relative in (
             (self.left, units), (self.right, dict.fromkeys(self.right, 1.0)), (whole, units),
             (self.scale, {n: SCALE_RATE * float(s.mean()) for n, s in self.scale.items()}),
-            (norms, {n: NORM_RATE * max(float(t.abs().mean()), 1e-2) for n, t in norms.items()}),
+            (others, {n: NORM_RATE * max(float(t.abs().mean()), 1e-2) for n, t in others.items()}),
         ):  # fmt: skip
             groups.extend({"params": [t], "unit": relative[n]} for n, t in part.items())
         self.optimizer = self._optimizer(groups)
@@ -74,14 +75,14 @@ class Movers:
 
     @torch.no_grad()
     def step(self, step: int, gradient: Point, scales: Point) -> None:
-        """One update. ``gradient``: of latent weights or norms; ``scales``: of scales. What has none stays."""
+        """One update. ``gradient``: of latent weights or others; ``scales``: of scales. What has none stays."""
         recipe = self.recipe
         factor = 1.0
         if recipe.schedule == "cosine":
             factor = 0.1 + 0.45 * (1 + math.cos(math.pi * step / max(recipe.steps, 1)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * factor
-        target = self.norms or self.weights
+        target = self.others or self.weights
         if self.left:
             for name in self.left:
                 g = gradient.get(name)
@@ -101,5 +102,5 @@ class Movers:
             torch.add(self.base[name], change, out=self.weights[name])
 
     def tensors(self) -> Point:
-        """What a checkpoint holds besides latent weights, scales and norms."""
+        """What a checkpoint holds besides latent weights, scales and other tensors."""
         return {f"{k}/{n}": t for k, p in (("left", self.left), ("right", self.right)) for n, t in p.items()}

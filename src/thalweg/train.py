@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import catalog, checkpoint, space, train_loss
+from . import catalog, checkpoint, controls, space, train_loss
 from .blocks import norm_parameters
 from .errors import ThalwegError
 from .latent import Latent
@@ -76,7 +76,7 @@ def train(
     if batches is None and (recipe.distill or recipe.hidden or recipe.blockwise):
         raise ThalwegError("Distillation and block-wise training need training batches. Pass a list or a function.")
     if not objective.has_outputs and (
-        recipe.distill or recipe.hidden or recipe.blockwise or recipe.batchnorm or recipe.trains == "norms"
+        recipe.distill or recipe.hidden or recipe.blockwise or recipe.batchnorm or recipe.trains in ("norms", "rest")
     ):
         raise ThalwegError("A plain function has no outputs, blocks or norms. Train its weights or scales.")
     run = Run(objective, point, batches, recipe, watch=watch, audit=audit, progress=progress, keep=keep)
@@ -107,19 +107,27 @@ class Run:
         estimator = catalog.get("estimators", recipe.estimator)()
         if recipe.lr is None:
             recipe = replace(recipe, lr=estimator.lr if recipe.optimizer == "adamw" else 0.02)
+        if recipe.gradient != "deployed" and (estimator.learns_scale or recipe.estimator != "ste"):
+            raise ThalwegError(
+                f"The control gradient={recipe.gradient!r} goes with the estimator ste, not {recipe.estimator!r}. "
+                "Leave the estimator out."
+            )
         self.recipe = recipe
         self.trains_weights = recipe.trains == "weights"
         origin = point.reference if recipe.start == "float" and self.trains_weights else point.weights
         held = not self.trains_weights
         self.latent = Latent(point, estimator, origin, freeze=recipe.freeze, held=held, **options)
-        norms = norm_parameters(objective.model) if recipe.trains == "norms" else []
-        if recipe.trains == "norms" and not norms:
-            raise ThalwegError("The model has no normalization layer with parameters. Train weights or scales instead.")
         own = dict(objective.model.named_parameters())
+        norms = norm_parameters(objective.model) if recipe.trains == "norms" else []
+        if recipe.trains == "rest":
+            norms = [n for n, p in own.items() if n not in point.grids and p.is_floating_point()]
+        if recipe.trains in ("norms", "rest") and not norms:
+            what = "norm with parameters" if recipe.trains == "norms" else "parameter that is not quantized"
+            raise ThalwegError(f"The model has no {what}. Train weights or scales instead.")
         self.fixed: Point = {n: t for n, t in point.extra.items() if n not in norms}
-        self.norms: Point = {n: point.extra.get(n, own[n]).detach().clone() for n in norms}
+        self.others: Point = {n: point.extra.get(n, own[n]).detach().clone() for n in norms}
         self.step_size = point.step
-        self.movers = Movers(recipe, self.latent, self.norms, self.step_size)
+        self.movers = Movers(recipe, self.latent, self.others, self.step_size)
         rounded = {n: g.round(point.reference[n]) for n, g in point.grids.items()}
         self.bound = space.rms(space.sub(rounded, point.reference), self.step_size)
         self.float_loss = objective.loss({})
@@ -131,13 +139,15 @@ class Run:
         self.best_loss, self.best = math.inf, self.snapshot()
         self.first: checkpoint.Snapshot | None = None
         self.seconds = 0.0
+        self.frozen: Point = space.clone(self.latent.live) if recipe.gradient == "frozen" else {}
+        self.tail: list[Point] = []
 
     # -- what is where -------------------------------------------------------------------------
 
     @property
     def extra(self) -> Point:
         """What the model has besides the quantized weights."""
-        return {**self.fixed, **self.norms}
+        return {**self.fixed, **self.others}
 
     def deployed(self) -> Point:
         """The rounded point with everything else."""
@@ -168,8 +178,10 @@ class Run:
         return None if self.batches is None else self.batches[step % len(self.batches)]
 
     def _gradient(self, weights: Mapping[str, Tensor]) -> tuple[float, Point]:
-        """Training loss and gradient at some quantized weights on this step's batch; with tuned norms, theirs."""
-        leaves, fixed = ({**weights}, self.extra) if not self.norms else (self.norms, {**self.fixed, **weights})
+        """Training loss and gradient at some quantized weights on this step's batch, or that of other trained tensors."""
+        leaves, fixed = (dict(weights), self.extra)
+        if self.others:
+            leaves, fixed = self.others, {**self.fixed, **weights}
         if self.batches is None:
             loss, gradient = self.objective.gradient({**fixed, **leaves})
             return loss, {n: gradient[n] for n in leaves}
@@ -180,8 +192,19 @@ class Run:
     def _gradient_now(self) -> tuple[float, Point]:
         """The same where the forward pass of this step is: a check and the step after it share one."""
         if self.ready is None or self.ready[0] != self.step:
-            self.ready = (self.step, self._gradient(self.latent.live))
+            self.ready = (self.step, self._gradient(self._place()))
         return self.ready[1]
+
+    def _place(self) -> Mapping[str, Tensor]:
+        """The weights at which this step's gradient is taken."""
+        kind, latent = self.recipe.gradient, self.latent
+        if kind == "latent":
+            return latent.weights
+        if kind == "noise":
+            return controls.noisy(latent.weights, self.step_size, self.recipe.seed, self.step)
+        if kind == "stochastic":
+            return controls.stochastic(latent.weights, self.point.grids, self.recipe.seed, self.step)
+        return self.frozen or latent.live
 
     # -- the loop ------------------------------------------------------------------------------
 
@@ -218,7 +241,7 @@ class Run:
             )
         self.ready = None
         scales: Point = {}
-        if not self.norms:
+        if not self.others:
             progress = self.step / max(recipe.steps, 1)
             damping = recipe.damping * (1 - math.cos(math.pi * progress)) / 2
             gradient, scales = latent.pull(gradient, damping)
@@ -227,13 +250,15 @@ class Run:
             latent.refit(self._refitted())
         fold = recipe.average**AVERAGE_EVERY if (self.step + 1) % AVERAGE_EVERY == 0 else None
         flips = 0
-        if not self.norms:
+        if not self.others:
             flips = latent.settle((self.step + 1) / max(recipe.steps, 1), fold)
         if self.audit is not None and before is not None:
             self.audit(self.step, before, gradient, space.clone(latent.weights))
         self.flips.append(flips)
         self.batch_losses.append(loss)
         self.step += 1
+        if recipe.tail and self.step % recipe.tail == 0:
+            self.tail.append(space.clone(latent.weights))
 
     def _refitted(self) -> dict[str, Any]:
         """Grids fitted again to the latent weights, by the quantizer that fitted those of the point."""
@@ -254,7 +279,7 @@ class Run:
         deployed_loss = self.objective.loss({**deployed, **self.extra})
         latent_loss = self.objective.loss({**latent, **self.extra})
         batch_loss, at_deployed = self._gradient_now()
-        if deployed is not self.latent.live:
+        if deployed is not self.latent.live or self.recipe.gradient != "deployed":
             batch_loss, at_deployed = self._gradient(deployed)
         _, at_latent = self._gradient(latent)
         away = space.div(space.sub(deployed, reference), step)
@@ -315,6 +340,7 @@ class Run:
         return Trajectory(
             tuple(self.checks), tuple(self.batch_losses), tuple(self.flips), points, losses, self.float_loss,
             self._stayed(), self.step, space.size(self.latent.weights), self.recipe.to_json(), self.seconds,
+            space.clone(self.latent.weights), tuple(self.tail),
         )  # fmt: skip
 
     def _renewed(self, point: QuantizedPoint) -> QuantizedPoint:

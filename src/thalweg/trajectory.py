@@ -11,8 +11,10 @@ import torch
 
 from .errors import ThalwegError, unknown
 from .point import QuantizedPoint
+from .space import Point
 
-TRAINS = ("weights", "scales", "norms")
+TRAINS = ("weights", "scales", "norms", "rest")
+GRADIENTS = ("deployed", "latent", "noise", "stochastic", "frozen")
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
@@ -28,7 +30,12 @@ class Recipe:
     the latent average per step. ``stop``: end when inside. ``seed``: of everything random in the recipe.
 
     ``trains``: ``"weights"`` (and scales, where the estimator learns them), ``"scales"`` (codes stay as the point has
-    them) or ``"norms"`` (parameters of normalization layers; the point's weights stay).
+    them), ``"norms"`` (parameters of normalization layers; the point's weights stay) or ``"rest"`` (every parameter
+    that is not quantized; the point's weights stay).
+    ``gradient``: where it is taken. ``"deployed"``: at the rounded weights, straight through. The others are controls:
+    ``"latent"`` (at the latent weights: float training), ``"noise"`` (there, with fresh noise of the law of rounding
+    errors), ``"stochastic"`` (at a fresh random rounding), ``"frozen"`` (at the first rounded point for ever).
+    ``tail``: keep the latent weights every so many steps in ``Trajectory.tail``; 0: do not.
     ``distill``: share d of the loss ``(1-d)·task + d·KL(float ‖ quantized)``, 1: no labels (arXiv:1503.02531).
     ``hidden``: weight of the relative squared error of every block's output against the float model's.
     ``blockwise``: one block after another, each against its float output, each with an equal share of the steps.
@@ -61,6 +68,8 @@ class Recipe:
     freeze: float = 0.0
     refresh: int = 0
     batchnorm: bool = False
+    gradient: str = "deployed"
+    tail: int = 0
 
     def check(self) -> None:
         """Raise :class:`ThalwegError` where the recipe cannot run."""
@@ -79,17 +88,27 @@ class Recipe:
             raise ThalwegError(
                 f"Recipe distill={self.distill}, freeze={self.freeze}: both are shares. Use numbers from 0 to 1."
             )
-        if min(self.hidden, self.damping, self.lora, self.refresh) < 0:
+        if min(self.hidden, self.damping, self.lora, self.refresh, self.tail) < 0:
             raise ThalwegError(
-                f"Recipe hidden={self.hidden}, damping={self.damping}, lora={self.lora}, refresh={self.refresh}: "
+                f"Recipe hidden={self.hidden}, damping={self.damping}, lora={self.lora}, refresh={self.refresh}, "
+                f"tail={self.tail}: "
                 "one is negative. Use 0 to switch it off."
+            )
+        if self.gradient not in GRADIENTS:
+            raise unknown("gradient", self.gradient, GRADIENTS)
+        if self.gradient != "deployed" and (
+            self.trains != "weights" or self.blockwise or self.lora or self.freeze or self.refresh
+        ):
+            raise ThalwegError(
+                f"Recipe gradient={self.gradient!r} is a control of plain training of the weights. "
+                "Leave out blockwise, lora, freeze, refresh and other values of trains."
             )
         if self.trains != "weights" and (self.lora or self.freeze or self.damping or self.refresh):
             raise ThalwegError(
                 f"Recipe trains={self.trains!r} keeps the codes, so lora, freeze, damping and refresh have nothing to "
                 "act on. Leave them out, or train the weights."
             )
-        if self.blockwise and (self.distill or self.hidden or self.trains == "norms"):
+        if self.blockwise and (self.distill or self.hidden or self.trains in ("norms", "rest")):
             raise ThalwegError(
                 "Block-wise training has a loss of its own and moves weights or scales of one block. "
                 "Leave distillation and norms out."
@@ -133,7 +152,8 @@ class Trajectory:
     """What training did. ``points``: *best* (lowest frozen loss among the checks), *last*, *average* (the rounded
     running mean of the latent weights, on the last grids), and *first* inside where there is one. The rule of
     selection among them: lowest loss on the objective's frozen data, which are neither training nor test data.
-    ``recovery_step``: first check of the streak that stayed inside, or None."""
+    ``recovery_step``: first check of the streak that stayed inside, or None. ``latent``: the last latent weights;
+    ``tail``: those on the way, where the recipe asked for them."""
 
     checks: tuple[Check, ...]
     batch_losses: tuple[float, ...]
@@ -146,6 +166,32 @@ class Trajectory:
     weights: int
     recipe: dict[str, Any]
     seconds: float
+    latent: Point = field(default_factory=dict)
+    tail: tuple[Point, ...] = ()
+
+    def recovery_time(self, tolerance_nats: float) -> int | None:
+        """Steps until the deployed loss was first within the tolerance of the float loss and stayed there for
+        ``patience`` checks (or to the end), the first step counting as 1; None where it never did."""
+        patience = max(1, int(self.recipe.get("patience", 1)))
+        low = [c.deployed_loss <= self.float_loss + tolerance_nats for c in self.checks]
+        for i, check in enumerate(self.checks):
+            if all(low[i : i + patience]):
+                return max(1, check.step)
+        return None
+
+    def lag(self) -> dict[str, float | int | None]:
+        """Which loss moves first. ``half_step``: first check at which the deployed loss has made half of the way to
+        its best; ``latent_change``: largest change of the latent loss up to then; ``latent_change_ratio``: that over
+        the half of the way (None where the deployed loss never improved)."""
+        first, best = self.checks[0], min(c.deployed_loss for c in self.checks)
+        half = (first.deployed_loss - best) / 2
+        if not half > 0 or not math.isfinite(half):
+            return {"half_step": None, "latent_change": None, "latent_change_ratio": None}
+        place = next(i for i, c in enumerate(self.checks) if c.deployed_loss <= first.deployed_loss - half)
+        change = max(abs(c.latent_loss - first.latent_loss) for c in self.checks[: place + 1])
+        return {
+            "half_step": self.checks[place].step, "latent_change": change, "latent_change_ratio": change / half,
+        }  # fmt: skip
 
     @property
     def recovered(self) -> QuantizedPoint:

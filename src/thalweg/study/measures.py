@@ -48,8 +48,9 @@ def _nearby(
 ) -> dict[str, Any]:
     failed, found = points["failed"], points["found"]
     flips = nearby.flips(failed, found)
-    planted = nearby.replant(objective, failed, found, tuple(options["shares"]))
-    random = [nearby.random_flips(objective, failed, found, seed * 100 + i) for i in range(options["draws"])]
+    shares = tuple(options["shares"])
+    planted = nearby.replant(objective, failed, found, shares)
+    random = [nearby.random_flips(objective, failed, found, seed * 100 + i, shares) for i in range(options["draws"])]
     return {
         "flips": asdict(flips), "replant": asdict(planted), "random": [asdict(r) for r in random],
         "float_loss": objective.loss({}), "failed_loss": objective.loss(failed.deployed),
