@@ -178,7 +178,7 @@ class Run:
         return None if self.batches is None else self.batches[step % len(self.batches)]
 
     def _gradient(self, weights: Mapping[str, Tensor]) -> tuple[float, Point]:
-        """Training loss and gradient at some quantized weights on this step's batch, or that of other trained tensors."""
+        """Training loss and gradient at some quantized weights on this step's batch, or of other trained tensors."""
         leaves, fixed = (dict(weights), self.extra)
         if self.others:
             leaves, fixed = self.others, {**self.fixed, **weights}

@@ -85,7 +85,7 @@ def _times(times: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     first = next(iter(times.values()))[0]["figures"]["runs"]
     return {
         "rates": [r["rate"] for r in first],
-        "times": {s: [[r["time"] for r in item["figures"]["runs"]] for item in items] for s, items in times.items()},
+        "times": {s: [[r["half"] for r in item["figures"]["runs"]] for item in items] for s, items in times.items()},
         "horizon": first[0]["horizon"],
         "unit": "grid steps per update",
     }

@@ -126,16 +126,20 @@ def _times(
             patience=options["patience"], seed=seed, optimizer=options["optimizer"], average=0.0,
         )  # fmt: skip
         found = train(objective, points["begin"], task.train_batch, recipe, progress=progress)
+        rise = found.checks[0].deployed_loss - found.float_loss
+        half = found.recovery_time(rise / 2) if rise > recipe.tolerance_nats else None
         time = found.recovery_time(recipe.tolerance_nats)
-        runs.append({"rate": rate, "time": time, "horizon": recipe.steps, "final": found.checks[-1].deployed_loss})
-    seen = [(r["rate"], r["time"]) for r in runs if r["time"]]
+        runs.append({"rate": rate, "time": time, "half": half, "horizon": recipe.steps,
+                     "final": found.checks[-1].deployed_loss})  # fmt: skip
+    seen = [(r["rate"], r["half"]) for r in runs if r["half"]]
     slope = None
     if len(seen) > 1:
         slope = float(np.polyfit(np.log([a for a, _ in seen]), np.log([b for _, b in seen]), 1)[0])
     return {
-        "runs": runs, "time": {str(r["rate"]): r["time"] for r in runs}, "slope": slope,
+        "runs": runs, "half": {str(r["rate"]): r["half"] for r in runs}, "slope": slope,
         "slope_plus_one": None if slope is None else 1 + slope,
-        "recovered": len(seen) / len(runs), "float_loss": objective.loss({}),
+        "recovered": sum(r["time"] is not None for r in runs) / len(runs),
+        "halved": sum(r["half"] is not None for r in runs) / len(runs), "float_loss": objective.loss({}),
     }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ derived here; lists are not figures. The scheme ``all`` holds what only exists a
 ``ARM.loss``, ``ARM.accuracy``: on test data. ``ARM.rise``: test loss above the float model's. ``ARM.drop``: accuracy
 lost, in points. ``ARM.closed``: share of the test-loss gap between plain rounding and QAT that the arm closes.
 ``forecast.agrees``: share of schemes and arms in which margin below 1 (random directions) and failure (rise above the
-tolerance on frozen data) go together. ``times.log_ratio.A.B``: mean of log recovery time on scheme A over that on B.
+tolerance on frozen data) go together. ``times.log_ratio.A.B``: mean log of the time on scheme A over that on B.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _across(study: Study, schemes: Mapping[str, Mapping[str, list[float | None]]
         agrees.append(float(np.mean(hits)) if hits else None)
     out: dict[str, list[float | None]] = {"forecast.agrees": agrees} if any(a is not None for a in agrees) else {}
     for coarse, fine in pairwise(schemes):
-        rates = [n for n in schemes[coarse] if n.startswith("times.time.") and n in schemes[fine]]
+        rates = [n for n in schemes[coarse] if n.startswith("times.half.") and n in schemes[fine]]
         ratios: list[float | None] = []
         for i in range(count):
             pairs = [(schemes[coarse][n][i], schemes[fine][n][i]) for n in rates]
