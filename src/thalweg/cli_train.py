@@ -23,7 +23,12 @@ def train(
     estimator: Annotated[str, typer.Option(help="Gradient estimator (thalweg list).")] = "ste",
     schedule: Annotated[str, typer.Option(help="cosine or constant.")] = "cosine",
     start: Annotated[str, typer.Option(help="Latent weights start at the float weights or at the point.")] = "float",
-    trains: Annotated[str, typer.Option("--train", help="weights, scales (codes stay) or norms.")] = "weights",
+    trains: Annotated[
+        str, typer.Option("--train", help="weights, scales (codes stay), norms, or rest: all that is not quantized.")
+    ] = "weights",
+    gradient: Annotated[
+        str, typer.Option(help="Where it is taken: deployed, or a control: latent, noise, stochastic, frozen.")
+    ] = "deployed",
     distill: Annotated[
         float, typer.Option(help="Share of the loss that is KL to the float model; 1: no labels.")
     ] = 0.0,
@@ -58,7 +63,7 @@ def train(
         steps=steps, optimizer=optimizer, lr=0.1 if lr is None and optimizer == "sgd" else lr,
         momentum=momentum, schedule=schedule, estimator=estimator, start=start, check_every=check_every, stop=stop,
         seed=seed, trains=trains, distill=distill, hidden=hidden, blockwise=blockwise, lora=lora, damping=damping,
-        freeze=freeze, refresh=refresh, batchnorm=batchnorm,
+        freeze=freeze, refresh=refresh, batchnorm=batchnorm, gradient=gradient,
     )  # fmt: skip
     if tolerance is not None:
         recipe = replace(recipe, tolerance_nats=tolerance)

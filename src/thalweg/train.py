@@ -122,7 +122,8 @@ class Run:
         if recipe.trains == "rest":
             norms = [n for n, p in own.items() if n not in point.grids and p.is_floating_point()]
         if recipe.trains in ("norms", "rest") and not norms:
-            what = "norm with parameters" if recipe.trains == "norms" else "parameter that is not quantized"
+            what = "normalization layer with parameters"
+            what = what if recipe.trains == "norms" else "parameter that is not quantized"
             raise ThalwegError(f"The model has no {what}. Train weights or scales instead.")
         self.fixed: Point = {n: t for n, t in point.extra.items() if n not in norms}
         self.others: Point = {n: point.extra.get(n, own[n]).detach().clone() for n in norms}

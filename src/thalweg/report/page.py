@@ -43,14 +43,20 @@ def write_report(survey: dict[str, Any], out: str | Path) -> Path:
 
 
 def report_run(folder: str | Path) -> Path:
-    """Make the report of a run folder again, from its ``survey.json``.
+    """Make the report of a run folder again, from its ``survey.json`` or ``study.json``.
 
     Raises:
-        ThalwegError: no survey in the folder, or a file that is something else.
+        ThalwegError: neither in the folder, or a file that is something else.
     """
     path = Path(folder) / "survey.json"
+    if (other := path.with_name("study.json")).is_file():
+        from .study_page import write_study_report
+
+        return write_study_report(read_json(other), folder)
     if not path.is_file():
-        raise ThalwegError(f"There is no survey.json in {folder}. Pass the folder of `thalweg survey`.")
+        raise ThalwegError(
+            f"There is no survey.json or study.json in {folder}. Pass that of `thalweg survey` or `study`."
+        )
     return write_report(read_json(path), folder)
 
 

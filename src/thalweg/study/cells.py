@@ -14,7 +14,7 @@ from typing import Any
 from .. import __version__
 from ..cache import content_hash
 from ..errors import ThalwegError
-from ..files import read_json, write_json
+from ..files import plain, read_json, write_json
 from .spec import FLOAT, Study
 
 FORMAT = 1
@@ -137,6 +137,6 @@ class Store:
 
     def write(self, cell: Cell, figures: dict[str, Any]) -> dict[str, Any]:
         """Keep a cell's figures under its key, with what it is."""
-        whole = {**asdict(cell), "needs": list(cell.needs), **figures}
+        whole = plain({**asdict(cell), **figures})
         write_json(self.file(cell.key), whole)
         return whole

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,9 @@ class Study:
 
     @property
     def rules(self) -> list[Rule]:
-        """The decision rules of all claims."""
-        return [rule for claim in self.claims for rule in rules_of(claim)]
+        """The decision rules of all claims; one that names no schemes speaks of each of the study's."""
+        found = [rule for claim in self.claims for rule in rules_of(claim)]
+        return [replace(rule, schemes=rule.schemes or self.schemes) for rule in found]
 
     def points_needed(self) -> set[str]:
         """Arms whose points a measurement or another arm reads."""
@@ -169,9 +170,9 @@ def parse(found: Mapping[str, Any], profile: str = "") -> Study:
         Scheme.parse(text)
     catalog.get("quantizers", str(found.get("fit", "mse")))
     arms = {name: _arm(name, dict(value or {})) for name, value in found["arms"].items()}
-    measures = {name: _measure(name, dict(value or {}), arms) for name, value in (found.get("measures") or {}).items()}
     for arm in arms.values():
         _check_arm(arm, arms)
+    measures = {name: _measure(name, dict(value or {}), arms) for name, value in (found.get("measures") or {}).items()}
     seeds = tuple(found["seeds"])
     if not all(isinstance(s, int) and s >= 0 for s in seeds) or len(set(seeds)) != len(seeds):
         raise ThalwegError(f"Seeds {list(seeds)} are not different whole numbers from 0 on. Try [0, 1, 2, 3, 4].")
