@@ -117,7 +117,7 @@ def replanting(data: dict[str, Any], name: str = "replanting") -> Picture:
 
 
 def recovery_time(data: dict[str, Any], name: str = "recovery-time") -> Picture:
-    """Steps of QAT until the deployed loss is low, over learning rates, on logarithmic axes.
+    """Steps of QAT until the deployed loss is low (or what ``until`` says), over learning rates, on logarithmic axes.
 
     ``{"rates": [...], "times": {"w2": [[...], ...]}, "horizon": 2000, "slopes": {"w2": {"estimate": -1.02, "low": -1.1,
     "high": -0.9}}, "unit": "grid steps per update"}``: for each scheme a row per seed with a time per rate, None

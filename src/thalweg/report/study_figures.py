@@ -88,6 +88,7 @@ def _times(times: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
         "times": {s: [[r["half"] for r in item["figures"]["runs"]] for item in items] for s, items in times.items()},
         "horizon": first[0]["horizon"],
         "unit": "grid steps per update",
+        "until": "half of the rise is gone",
     }
 
 

@@ -98,7 +98,7 @@ def recovery_time(figure: Any, data: dict[str, Any]) -> None:
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
     unit = f", {data['unit']}" if data.get("unit") else ""
     axes.set_xlabel(f"learning rate{unit} (dashed: slope −1)")
-    axes.set_ylabel("steps of QAT until the loss is low")
+    axes.set_ylabel(f"steps of QAT until {data.get('until', 'the loss is low')}")
     _legend(axes)
 
 
