@@ -5,6 +5,7 @@ derived here; lists are not figures. The scheme ``all`` holds what only exists a
 
 ``ARM.loss``, ``ARM.accuracy``: on test data. ``ARM.rise``: test loss above the float model's. ``ARM.drop``: accuracy
 lost, in points. ``ARM.closed``: share of the test-loss gap between plain rounding and QAT that the arm closes.
+``best.rise``: of the arm that is lowest on frozen data among those that keep the grid and all other parameters.
 ``forecast.agrees``: share of schemes and arms in which margin below 1 (random directions) and failure (rise above the
 tolerance on frozen data) go together. ``times.log_ratio.A.B``: mean log of the time on scheme A over that on B.
 """
@@ -24,6 +25,8 @@ from .spec import Study
 
 Figures = dict[tuple[str, str], dict[str, list[float | None]]]
 ALL = "all"
+MOVING = ("awq", "hqq", "signround", "tune")
+"""Methods that move the grid."""
 BASE, TRAINED = "nearest", "qat"
 """Arms between which ``closed`` counts."""
 
@@ -97,6 +100,24 @@ def _derive(study: Study, here: dict[str, list[float | None]], bases: list[dict[
                 None if None in (a, b, c) or not (b - a) > study.tolerance_nats else (b - c) / (b - a)  # type: ignore[operator]
                 for a, b, c in zip(low, high, losses, strict=True)
             ]
+    if any(f"{arm}.rise" in here for arm in study.arms):
+        here["best.rise"] = _best(study, here)
+
+
+def _best(study: Study, here: Mapping[str, list[float | None]]) -> list[float | None]:
+    """Test rise of the arm that is lowest on frozen data, seed by seed, among those that change nothing but codes."""
+    moved = ("scales", "norms", "rest")
+    same = [
+        n for n, a in study.arms.items()
+        if f"{n}.rise" in here and not a.batchnorm
+        and (a.method not in MOVING if a.train is None else a.train.get("trains") not in moved)
+    ]  # fmt: skip
+    out: list[float | None] = []
+    for i in range(len(study.seeds)):
+        pairs = [(here[f"{n}.frozen_rise"][i], here[f"{n}.rise"][i]) for n in same]
+        found = [(a, b) for a, b in pairs if a is not None and b is not None]
+        out.append(min(found)[1] if found else None)
+    return out
 
 
 def _across(study: Study, schemes: Mapping[str, Mapping[str, list[float | None]]]) -> dict[str, list[float | None]]:
