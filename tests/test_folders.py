@@ -173,3 +173,22 @@ def test_the_matrix_reaches_its_minimum_and_each_seed_its_own():
     assert not torch.equal(one.model.factor.weight, two.model.factor.weight)
     with pytest.raises(ThalwegError, match="matrix:100"):
         load_task("matrix:3")
+
+
+def test_the_pretrained_stories_have_the_published_loss(data):
+    """Per story, begin token first and as the end's target: 1.265 nats a token (shared data's manifest)."""
+    pytest.importorskip("transformers")
+    folder, sample = data / "stories260K", data / "tinystories" / "tinystories_sample_cs336.txt"
+    if not folder.is_dir() or not sample.is_file():
+        pytest.skip(f"no {folder} or {sample}")
+    task = load_task(f"{folder}?text={data / 'tinystories' / 'tinystories_train_head_197k.txt'}")
+    total, count = 0.0, 0
+    for story in sample.read_text(encoding="utf-8").split("<|endoftext|>"):
+        if not story.strip():
+            continue
+        ids = torch.tensor([1, *task.tokenizer(story.strip(), add_special_tokens=False)["input_ids"], 1])[:512]
+        with torch.no_grad():
+            logits = task.model(ids[None], use_cache=False).logits[0, :-1]
+        total += float(nn.functional.cross_entropy(logits, ids[1:], reduction="sum"))
+        count += len(ids) - 1
+    assert count == pytest.approx(1809, abs=10) and total / count == pytest.approx(1.265, abs=0.01)

@@ -183,8 +183,14 @@ def test_claims_are_judged_and_reported(done, tmp_path):
     assert not [w for w in text.split("http")[1:] if w.startswith(("s:", ":")) and "www.w3.org" not in w[:20]]
     claims = (tmp_path / "docs" / "claims.md").read_text()
     assert "## C3. QAT is lower." in claims and "| w2 | qat |" in claims
+    again = {**read_json(folder / "study.json"), "name": "another"}
+    write_study_report(again, tmp_path / "r2", tmp_path / "docs" / "claims.md")
+    write_study_report(again, tmp_path / "r2", tmp_path / "docs" / "claims.md")
+    both = (tmp_path / "docs" / "claims.md").read_text()
+    assert both.count("## another") == both.count("## toy") == 1 and both.index("## another") < both.index("## toy")
     for line in claims.split("](")[1:]:
-        assert (tmp_path / "docs" / line.split(")")[0]).is_file()
+        link = line.split(")")[0]
+        assert link == "studies.md" or (tmp_path / "docs" / link).is_file()
     assert len(list((tmp_path / "r" / "figures").iterdir())) >= 6
 
 

@@ -16,7 +16,7 @@ import curvature as bench
 from qat_step import contestants
 
 from thalweg import __version__, basin, space
-from thalweg.cli import one_heap
+from thalweg.heap import one_heap
 from thalweg.objective import Objective
 from thalweg.point import QuantizedPoint, quantize
 from thalweg.scheme import Scheme

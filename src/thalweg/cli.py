@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import json
 import os
 import sys
@@ -18,6 +16,7 @@ from .cli_options import Device, Embeddings, Fit, Json, Scheme, Seed, Strict, Te
 from .cli_study import study
 from .cli_train import train
 from .errors import ThalwegError, unknown
+from .heap import one_heap
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -456,13 +455,6 @@ def _writable(folder: Path) -> None:
         raise ThalwegError(
             f"Cannot write to {folder}: {error.strerror or error}. Choose another folder with --out."
         ) from None
-
-
-def one_heap() -> None:
-    """One heap for all threads, where the C library is glibc: the lanes of calibration are threads, and each would keep
-    what it freed (docs/log.md)."""
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(-8, 1)  # M_ARENA_MAX
 
 
 def main() -> None:

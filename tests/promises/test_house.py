@@ -34,6 +34,7 @@ LAYERS = [
         "formats",
         "layout",
         "statistics",
+        "heap",
     },
     {"space", "grid", "fitting", "claims"},
     {"objective", "scheme", "landscape", "walk"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from . import study
+from . import planes, study
 from .figures import Picture, slug
 
 Evidence = dict[tuple[str, str], list[dict[str, Any]]]
@@ -55,6 +55,9 @@ def _of_scheme(here: Evidence, scheme: str, name: str, tolerance: float) -> list
         found.append((study.profiles, {"ways": ways, "tolerance": tolerance}, "profiles"))
     if (scheme, "nearby") in here:
         found.append((study.replanting, _replanting(here[scheme, "nearby"], tolerance), "replanting"))
+    if (scheme, "slices") in here:
+        draws = here[scheme, "slices"][0]["figures"]["draws"]
+        found.append((planes.slices, {"draws": draws, "tolerance": tolerance}, "slices"))
     if (scheme, "qat") in here:
         runs = [_run(item["figures"]) for item in here[scheme, "qat"]]
         found.append((study.trajectories, {"runs": runs, "tolerance": tolerance}, "trajectories"))

@@ -115,5 +115,8 @@ def _begin(threads: int) -> None:
 
     import torch
 
+    from ..heap import one_heap
+
+    one_heap()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends a study
     torch.set_num_threads(threads)

@@ -61,6 +61,7 @@ def study(
         "claims": [{**c, "verdicts": [asdict(v) for v in verdicts.get(c["claim"], [])]} for c in plan.claims],
         "floats": {c.task: done[c.key] for c in every if c.kind == "float" and c.key in done},
         "arms": summary(plan, table),
+        "quantities": {f"{task}|{scheme}": values for (task, scheme), values in table.items() if values},
         "evidence": evidence(every, done),
         "cells": {"done": len(done), "all": len(every),
                   "seconds": sum(f.get("cell_seconds", 0) for f in done.values())},
