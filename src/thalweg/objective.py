@@ -188,8 +188,11 @@ class Objective:
     def at(self, weights: Mapping[str, Tensor]) -> Objective:
         """The same model and data with other float weights: what rounding after more float training starts from.
 
-        ``weights``: some or all quantizable weights, by name. Data are shared, the model is copied; this objective
-        stays as it is. Cost: a copy of the model.
+        ``weights``: some or all quantizable weights, by name, taken over in the model's device and dtype; biases, norms
+        and BatchNorm statistics stay. Data are shared, the model is copied; this objective stays as it is. Equal-budget
+        float training before rounding is ``quantize(objective.at(trajectory.latent), scheme, method,
+        grids=point.grids)`` after ``gradient="latent"``; that point has the same loss on either objective.
+        Cost: a copy of the model.
 
         Raises:
             ThalwegError: unknown names, other shapes, NaN.
@@ -203,7 +206,7 @@ class Objective:
                 )
         space.check_finite(weights)
         other = copy.copy(self)
-        other.weights = {n: weights.get(n, w).detach().clone() for n, w in self.weights.items()}
+        other.weights = {n: weights.get(n, w).detach().to(w, copy=True) for n, w in self.weights.items()}
         other.cost = Counter()
         if self._function is None:
             other.model = copy.deepcopy(self.model)

@@ -24,8 +24,7 @@ NORM_RATE = 0.1
 class Movers:
     """The optimizer and its parameters. ``adamw`` turns every learning rate into natural units: latent weights
     move ``lr`` steps of their own grid per update, scales ``0.05·lr`` of their mean, norms and others ``0.1·lr`` of
-    theirs;
-    low-rank factors as latent weights, the right one starting at unit variance per rank."""
+    theirs; low-rank factors as latent weights, the right one starting at unit variance per rank."""
 
     def __init__(self, recipe: Recipe, latent: Latent, others: Point, step: Mapping[str, Tensor]):
         self.recipe, self.latent, self.others = recipe, latent, others

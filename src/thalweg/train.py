@@ -67,7 +67,7 @@ def train(
         ThalwegError: unknown optimizer, estimator or recipe, a checkpoint of another run, a loss that is not finite.
 
     Cost: one gradient per step (see :mod:`thalweg.train_loss` for the recipes that need more); per check two
-    forwards and one gradient.
+    forwards and one gradient (two with gradient ``noise``, ``stochastic``, ``frozen`` and soft estimators).
     """
     recipe = recipe or Recipe()
     recipe.check()
@@ -107,7 +107,7 @@ class Run:
         estimator = catalog.get("estimators", recipe.estimator)()
         if recipe.lr is None:
             recipe = replace(recipe, lr=estimator.lr if recipe.optimizer == "adamw" else 0.02)
-        if recipe.gradient != "deployed" and (estimator.learns_scale or recipe.estimator != "ste"):
+        if recipe.gradient != "deployed" and recipe.estimator != "ste":
             raise ThalwegError(
                 f"The control gradient={recipe.gradient!r} goes with the estimator ste, not {recipe.estimator!r}. "
                 "Leave the estimator out."
@@ -279,17 +279,17 @@ class Run:
         deployed, latent = self.latent.deployed, self.latent.weights
         deployed_loss = self.objective.loss({**deployed, **self.extra})
         latent_loss = self.objective.loss({**latent, **self.extra})
-        batch_loss, at_deployed = self._gradient_now()
-        if deployed is not self.latent.live or self.recipe.gradient != "deployed":
-            batch_loss, at_deployed = self._gradient(deployed)
-        _, at_latent = self._gradient(latent)
+        place, now = self.recipe.gradient, self._gradient_now()
+        shared = place == "deployed" and deployed is self.latent.live
+        batch_loss, at_deployed = now if shared else self._gradient(deployed)
+        _, at_latent = now if place == "latent" else self._gradient(latent)
         away = space.div(space.sub(deployed, reference), step)
         inside = deployed_loss <= self.float_loss + self.recipe.tolerance_nats
         since = self.checks[-1].step if self.checks else 0
         pulls = []
         for gradient in (at_deployed, at_latent):
-            shared = [n for n in gradient if n in away]
-            pulls.append(space.cosine({n: gradient[n] * step[n] for n in shared}, {n: away[n] for n in shared}))
+            both = [n for n in gradient if n in away]
+            pulls.append(space.cosine({n: gradient[n] * step[n] for n in both}, {n: away[n] for n in both}))
         self.checks.append(
             Check(
                 step=self.step,

@@ -27,15 +27,19 @@ class Recipe:
     over the budget, ``"constant"`` does not. ``estimator``: of the catalogue. ``start``: latent weights begin at the
     ``"float"`` weights (their rounding is deployed first) or at the ``"point"``. ``check_every``: steps between looks
     at the frozen data. ``patience``: checks in a row that must be inside. ``tolerance_nats``: τ. ``average``: decay of
-    the latent average per step. ``stop``: end when inside. ``seed``: of everything random in the recipe.
+    the latent average per step. ``stop``: end when inside. ``seed``: of everything random in the recipe
+    (low-rank factors, controls).
 
     ``trains``: ``"weights"`` (and scales, where the estimator learns them), ``"scales"`` (codes stay as the point has
     them), ``"norms"`` (parameters of normalization layers; the point's weights stay) or ``"rest"`` (every parameter
     that is not quantized; the point's weights stay).
     ``gradient``: where it is taken. ``"deployed"``: at the rounded weights, straight through. The others are controls:
     ``"latent"`` (at the latent weights: float training), ``"noise"`` (there, with fresh noise of the law of rounding
-    errors), ``"stochastic"`` (at a fresh random rounding), ``"frozen"`` (at the first rounded point for ever).
-    ``tail``: keep the latent weights every so many steps in ``Trajectory.tail``; 0: do not.
+    errors), ``"stochastic"`` (at a fresh random rounding), ``"frozen"`` (at the first rounded point for ever). What is
+    deployed, checked and kept is always the rounding of the latent weights; ``batch_losses`` are taken at the place of
+    the gradient.
+    ``tail``: keep the latent weights every so many steps in ``Trajectory.tail``, a copy of them each time, in memory
+    and in the checkpoint; 0: do not.
     ``distill``: share d of the loss ``(1-d)·task + d·KL(float ‖ quantized)``, 1: no labels (arXiv:1503.02531).
     ``hidden``: weight of the relative squared error of every block's output against the float model's.
     ``blockwise``: one block after another, each against its float output, each with an equal share of the steps.

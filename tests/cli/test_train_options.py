@@ -16,6 +16,8 @@ __all__ = ["run"]
         ("--estimator", "parq", "--lora", "2", "--no-stop"),
         ("--train", "scales", "--blockwise"),
         ("--refresh", "5", "--hidden", "0.1", "--batchnorm"),
+        ("--train", "rest", "--distill", "0.5"),
+        ("--gradient", "noise", "--no-stop"),
     ],
     ids=" ".join,
 )
@@ -39,5 +41,9 @@ def test_errors_and_help(run):
     assert code == 2 and "no normalization layer" in folded(err)
     code, _, err = run("train", "p.safetensors", "--train", "bias", "--out", "t")
     assert code == 2 and "norms" in err
+    code, _, err = run("train", "p.safetensors", "--gradient", "latnet", "--out", "t")
+    assert code == 2 and "latent" in err
+    code, _, err = run("train", "p.safetensors", "--gradient", "latent", "--estimator", "lsq", "--out", "t")
+    assert code == 2 and "goes with the estimator ste" in folded(err)
     code, out, _ = run("train", "--help")
     assert code == 0 and "Example:" in out and "--blockwise" in out
