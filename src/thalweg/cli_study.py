@@ -37,7 +37,7 @@ def study(
     from .study import read_study
     from .study import study as run
     from .study.pool import Here, Processes, Ray
-    from .study.run import folder_of
+    from .study.run import folder_of, progress_of
 
     where = choose_device(device)
     plan = read_study(file, profile)
@@ -46,6 +46,9 @@ def study(
     gpu = where.type != "cpu"
     size = workers or (1 if gpu else min(os.cpu_count() or 1, 8))
     pool = Ray(address, 1.0 if gpu else 0.0) if ray else Processes(size, threads) if size > 1 else Here()
+    if not as_json:
+        done, every = progress_of(plan, folder)
+        console.print(f"{plan.name}: {every} cells, {done} of them done; {pool.size} at a time.", highlight=False)
     with _bar(as_json) as progress:
         result = run(plan, folder, pool=pool, device=device, fresh=fresh, minutes=minutes, progress=progress)
         progress("report", 0, 1)

@@ -7,7 +7,8 @@ derived here; lists are not figures. The scheme ``all`` holds what only exists a
 lost, in points. ``ARM.closed``: share of the test-loss gap between plain rounding and QAT that the arm closes.
 ``best.rise``: of the arm that is lowest on frozen data among those that keep the grid and all other parameters.
 ``forecast.agrees``: share of schemes and arms in which margin below 1 (random directions) and failure (rise above the
-tolerance on frozen data) go together. ``times.log_ratio.A.B``: mean log of the time on scheme A over that on B.
+tolerance on frozen data) go together. ``times.*``: only where plain rounding failed. ``times.log_ratio.A.B``: mean log
+of the time on scheme A over that on B.
 """
 
 from __future__ import annotations
@@ -100,6 +101,10 @@ def _derive(study: Study, here: dict[str, list[float | None]], bases: list[dict[
                 None if None in (a, b, c) or not (b - a) > study.tolerance_nats else (b - c) / (b - a)  # type: ignore[operator]
                 for a, b, c in zip(low, high, losses, strict=True)
             ]
+    start = here.get(f"{BASE}.frozen_rise")
+    for name in [n for n in here if n.startswith("times.")]:  # who never left cannot come back
+        failed = [s is not None and s > study.tolerance_nats for s in start or [0.0] * len(study.seeds)]
+        here[name] = [x if out else None for x, out in zip(here[name], failed, strict=True)]
     if any(f"{arm}.rise" in here for arm in study.arms):
         here["best.rise"] = _best(study, here)
 

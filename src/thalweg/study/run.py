@@ -135,6 +135,12 @@ def _room(spec: str, seed: int, own: bool, limits: tuple[tuple[str, int], ...], 
     return arms.Room.of(_task(spec, seed if own else 0), 0 if own else seed, dict(limits), device)
 
 
+def progress_of(study: Study, folder: Path) -> tuple[int, int]:
+    """How many cells are done, and how many there are."""
+    store, every = Store(folder), cells(study)
+    return sum(store.read(c) is not None and _whole(study, store, c) for c in every), len(every)
+
+
 def folder_of(study: Study, out: Path | None) -> Path:
     """The run folder of a study."""
     return out or Path("runs") / f"study-{study.name}"
