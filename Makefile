@@ -10,7 +10,7 @@ ARGS   ?=
 # Spinning OpenMP threads make two busy processes on few cores five times slower (docs/log.md).
 export GOMP_SPINCOUNT ?= 3000
 
-.PHONY: survey demo theory test check bench peers clean install help
+.PHONY: survey demo theory study test check bench peers clean install help
 
 help:
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,6 +34,9 @@ demo: $(READY) ## a river in two dimensions, in seconds
 
 theory: $(READY) ## every theorem against its simulation; writes runs/theory/theory.html
 	$(BIN)/thalweg theory $(ARGS)
+
+study: $(READY) ## claims tested over seeds; ARGS="studies/paper-llama.yaml --profile small" (matrix factorisation without)
+	$(BIN)/thalweg study $(or $(ARGS),studies/paper-matrix.yaml)
 
 test: $(READY) ## the tests
 	$(BIN)/python -m pytest $(ARGS)
