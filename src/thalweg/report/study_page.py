@@ -226,7 +226,8 @@ def _measured(result: Mapping[str, Any], task: str) -> str:
 COLUMNS = (
     ("scheme", "levels and scales"), ("arm", "how the point was found"),
     ("test loss", "mean over seeds, 95 % interval"),
-    ("metric", "accuracy or perplexity"), ("rise", "test loss above the float model, nats"),
+    ("metric", "accuracy or perplexity"),
+    ("rise", "test loss above the float model, nats; interval over seeds and samples"),
     ("share of QAT's gain", "of the gap between plain rounding and QAT"), ("bits per weight", "scales included"),
     ("s", "seconds on one thread"),
 )  # fmt: skip

@@ -14,8 +14,9 @@ from ..claims import Verdict, judge
 from ..errors import ThalwegError
 from ..files import write_json
 from ..provenance import manifest
-from ..statistics import bca
+from ..statistics import bca, nested
 from ..task import Progress, silent
+from .arms import sample_losses
 from .cells import Cell, Store, cells
 from .pool import Here, Pool
 from .quantities import Figures, figures
@@ -60,7 +61,7 @@ def study(
                  "measures": {n: {**m.roles, **m.options} for n, m in plan.measures.items()}},
         "claims": [{**c, "verdicts": [asdict(v) for v in verdicts.get(c["claim"], [])]} for c in plan.claims],
         "floats": {c.task: done[c.key] for c in every if c.kind == "float" and c.key in done},
-        "arms": summary(plan, table),
+        "arms": summary(plan, table, paired_samples(every, done, store)),
         "quantities": {f"{task}|{scheme}": values for (task, scheme), values in table.items() if values},
         "evidence": evidence(every, done),
         "cells": {"done": len(done), "all": len(every),
@@ -82,19 +83,34 @@ def judged(plan: Study, table: Figures) -> dict[str, list[Verdict]]:
     return out
 
 
-def summary(plan: Study, table: Figures) -> list[dict[str, Any]]:
-    """One row per task, scheme and arm: means over seeds with BCa intervals."""
+Samples = Mapping[tuple[str, str, str], list[np.ndarray]]
+
+
+def paired_samples(every: Sequence[Cell], done: Mapping[str, dict[str, Any]], store: Store) -> Samples:
+    """Rise of every test sample above the float model, one array per seed, by task, scheme and arm."""
+    out: dict[tuple[str, str, str], list[np.ndarray]] = {}
+    for cell in every:
+        if cell.kind == "arm" and cell.key in done and cell.needs[0] in done:
+            mine, base = (sample_losses(store, key).double().numpy() for key in (cell.key, cell.needs[0]))
+            out.setdefault((cell.task, cell.scheme, cell.what), []).append(mine - base)
+    return out
+
+
+def summary(plan: Study, table: Figures, samples: Samples) -> list[dict[str, Any]]:
+    """One row per task, scheme and arm: means over seeds with BCa intervals. That of the rise is over seeds *and* test
+    samples, which all seeds share."""
+    names = ("loss", "accuracy", "drop", "closed", "validation", "seconds", "reach", "bits_per_weight")
     rows = []
     for task in plan.tasks:
         for scheme in plan.schemes:
             here: Mapping[str, list[float | None]] = table.get((task, scheme), {})
             for arm in plan.arms:
                 row: dict[str, Any] = {"task": task, "scheme": scheme, "arm": arm}
-                for name in ("loss", "rise", "accuracy", "drop", "closed", "validation", "seconds", "reach",
-                             "bits_per_weight"):  # fmt: skip
+                for name in ("rise", *names):
                     values = [v for v in here.get(f"{arm}.{name}", []) if v is not None]
                     if values:
-                        found = bca(values, seed=0)
+                        rises = samples.get((task, scheme, arm), []) if name == "rise" else []
+                        found = nested([*rises], resamples=2000, crossed=True) if rises else bca(values)  # type: ignore
                         row[name] = {"mean": float(np.mean(values)), "low": found.low, "high": found.high,
                                      "seeds": len(values), "values": values}  # fmt: skip
                 losses = (row.get("loss") or {}).get("values")

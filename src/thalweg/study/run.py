@@ -65,9 +65,10 @@ def run(
 
 def _whole(study: Study, store: Store, cell: Cell) -> bool:
     """False where another cell needs a file of this one that is gone."""
-    if cell.kind != "arm":
+    if cell.kind == "measure":
         return True
-    wanted = [store.point(cell.key)] if cell.what in study.points_needed() else []
+    wanted = [store.losses(cell.key)]
+    wanted += [store.point(cell.key)] if cell.what in study.points_needed() else []
     wanted += [store.latent(cell.key)] if cell.what in study.latents_needed() else []
     return all(path.is_file() for path in wanted)
 
@@ -90,7 +91,7 @@ def work(study: Study, cell: Cell, folder: str, device: str, known: dict[str, di
     try:
         room = _room(cell.task, cell.seed, study.networks == "each", tuple(sorted(study.limits.items())), device)
         if cell.kind == "float":
-            found = arms.run_float(room)
+            found = arms.run_float(room, cell, store)
         else:
             _same_model(room, cell, known)
             if cell.kind == "arm":
