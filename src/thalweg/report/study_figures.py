@@ -20,7 +20,7 @@ def task_figures(result: Mapping[str, Any], task: str) -> list[Picture]:
         if item["task"] == task:
             here.setdefault((item["scheme"], item["what"]), []).append(item)
     rows = [r for r in result["arms"] if r["task"] == task and "rise" in r]
-    name = slug(f"{result['name']}-{task}")
+    name = f"{slug(result['name'])}-{slug(task_label(result, task))}"
     out: list[Picture] = []
     if rows:
         panels: dict[str, dict[str, list[float]]] = {}
@@ -37,6 +37,14 @@ def task_figures(result: Mapping[str, Any], task: str) -> list[Picture]:
     for scheme in plan["schemes"]:
         out += _of_scheme(here, scheme, f"{name}-{slug(scheme)}", tolerance)
     return out
+
+
+def task_label(result: Mapping[str, Any], task: str) -> str:
+    """A task's name, with what its pixels suffered."""
+    word = result["floats"].get(task, {}).get("info", {}).get("pixels", "lossless")
+    place = task.split("?")[0]
+    name = "/".join(place.split("/")[-1 if place.startswith("hf:") else -2 :]) if "/" in place else place
+    return name if word == "lossless" else f"{name} ({word})"
 
 
 def unit(result: Mapping[str, Any], task: str) -> str:

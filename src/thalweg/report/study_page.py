@@ -21,7 +21,7 @@ from . import blocks
 from .claims import claims_page, effect, p_text
 from .facts import number
 from .figures import Picture, slug
-from .study_figures import task_figures
+from .study_figures import task_figures, task_label
 from .style import escape
 from .tables import Cell
 
@@ -137,14 +137,6 @@ def arms_markdown(result: Mapping[str, Any]) -> str:
             cells = [text.text for text in _arm_cells(row)[2:]]
             lines.append(f"| | {row['scheme']} | {row['arm']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def task_label(result: Mapping[str, Any], task: str) -> str:
-    """A task's name, with what its pixels suffered."""
-    word = result["floats"].get(task, {}).get("info", {}).get("pixels", "lossless")
-    place = task.split("?")[0]
-    name = "/".join(place.split("/")[-1 if place.startswith("hf:") else -2 :]) if "/" in place else place
-    return name if word == "lossless" else f"{name} ({word})"
 
 
 def _float_metric(found: Mapping[str, Any]) -> str:
