@@ -46,9 +46,11 @@ def write_study_report(result: Mapping[str, Any], out: str | Path, docs: str | P
     write_text(out / "claims.md", claims_text(result, drawn, "figures"))
     if docs is not None:
         docs = Path(docs)
+        text = claims_text(result, drawn, "images/claims")
         for picture in (p for part in drawn.values() for p in part):
-            write_bytes(docs.parent / "images" / "claims" / f"{picture.name}.png", picture.png)
-        write_text(docs, _joined(docs, result["name"], claims_text(result, drawn, "images/claims")))
+            if f"/{picture.name}.png" in text:
+                write_bytes(docs.parent / "images" / "claims" / f"{picture.name}.png", picture.png)
+        write_text(docs, _joined(docs, result["name"], text))
     return write_text(out / "report.html", _page(result, drawn))
 
 
