@@ -24,7 +24,7 @@ def train(
     schedule: Annotated[str, typer.Option(help="cosine or constant.")] = "cosine",
     start: Annotated[str, typer.Option(help="Latent weights start at the float weights or at the point.")] = "float",
     trains: Annotated[
-        str, typer.Option("--train", help="weights, scales (codes stay), norms, or rest: all that is not quantized.")
+        str, typer.Option("--train", help="weights, scales (codes stay), norms, rest (what is not quantized), or all.")
     ] = "weights",
     gradient: Annotated[
         str, typer.Option(help="Where it is taken: deployed, or a control: latent, noise, stochastic, frozen.")

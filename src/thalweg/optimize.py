@@ -29,7 +29,7 @@ class Movers:
     def __init__(self, recipe: Recipe, latent: Latent, others: Point, step: Mapping[str, Tensor]):
         self.recipe, self.latent, self.others = recipe, latent, others
         self.weights: Point = {} if latent.held else latent.weights
-        self.scale: Point = latent.scale if latent.learns_scale and not others else {}
+        self.scale: Point = latent.scale if latent.learns_scale and not (others and latent.held) else {}
         self.left: Point = {}
         self.right: Point = {}
         self.base: Point = {}
@@ -81,16 +81,14 @@ class Movers:
             factor = 0.1 + 0.45 * (1 + math.cos(math.pi * step / max(recipe.steps, 1)))
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * factor
-        target = self.others or self.weights
-        if self.left:
-            for name in self.left:
-                g = gradient.get(name)
-                matrix = None if g is None else self.latent.start[name].layout.matrix(g)
-                self.left[name].grad = None if matrix is None else matrix @ self.right[name].T
-                self.right[name].grad = None if matrix is None else self.left[name].T @ matrix
-        else:
-            for name, tensor in target.items():
-                tensor.grad = gradient.get(name)
+        target = {**self.others, **({} if self.left else self.weights)}
+        for name in self.left:
+            g = gradient.get(name)
+            matrix = None if g is None else self.latent.start[name].layout.matrix(g)
+            self.left[name].grad = None if matrix is None else matrix @ self.right[name].T
+            self.right[name].grad = None if matrix is None else self.left[name].T @ matrix
+        for name, tensor in target.items():
+            tensor.grad = gradient.get(name)
         for name, tensor in self.scale.items():
             tensor.grad = scales.get(name)
         self.optimizer.step()

@@ -76,7 +76,8 @@ def train(
     if batches is None and (recipe.distill or recipe.hidden or recipe.blockwise):
         raise ThalwegError("Distillation and block-wise training need training batches. Pass a list or a function.")
     if not objective.has_outputs and (
-        recipe.distill or recipe.hidden or recipe.blockwise or recipe.batchnorm or recipe.trains in ("norms", "rest")
+        recipe.distill or recipe.hidden or recipe.blockwise or recipe.batchnorm
+        or recipe.trains in ("norms", "rest", "all")
     ):
         raise ThalwegError("A plain function has no outputs, blocks or norms. Train its weights or scales.")
     run = Run(objective, point, batches, recipe, watch=watch, audit=audit, progress=progress, keep=keep)
@@ -113,19 +114,20 @@ class Run:
                 "Leave the estimator out."
             )
         self.recipe = recipe
-        self.trains_weights = recipe.trains == "weights"
+        self.trains_weights = recipe.trains in ("weights", "all")
         origin = point.reference if recipe.start == "float" and self.trains_weights else point.weights
         held = not self.trains_weights
         self.latent = Latent(point, estimator, origin, freeze=recipe.freeze, held=held, **options)
         own = dict(objective.model.named_parameters())
         norms = norm_parameters(objective.model) if recipe.trains == "norms" else []
-        if recipe.trains == "rest":
+        if recipe.trains in ("rest", "all"):
             norms = [n for n, p in own.items() if n not in point.grids and p.is_floating_point()]
         if recipe.trains in ("norms", "rest") and not norms:
             what = "normalization layer with parameters"
             what = what if recipe.trains == "norms" else "parameter that is not quantized"
             raise ThalwegError(f"The model has no {what}. Train weights or scales instead.")
         self.fixed: Point = {n: t for n, t in point.extra.items() if n not in norms}
+        self.moves_grid = self.trains_weights or not norms
         self.others: Point = {n: point.extra.get(n, own[n]).detach().clone() for n in norms}
         self.step_size = point.step
         self.movers = Movers(recipe, self.latent, self.others, self.step_size)
@@ -183,6 +185,8 @@ class Run:
         leaves, fixed = (dict(weights), self.extra)
         if self.others:
             leaves, fixed = self.others, {**self.fixed, **weights}
+        if self.others and self.trains_weights:
+            leaves, fixed = {**weights, **self.others}, self.fixed
         if self.batches is None:
             loss, gradient = self.objective.gradient({**fixed, **leaves})
             return loss, {n: gradient[n] for n in leaves}
@@ -242,16 +246,18 @@ class Run:
             )
         self.ready = None
         scales: Point = {}
-        if not self.others:
+        if self.moves_grid:
             progress = self.step / max(recipe.steps, 1)
             damping = recipe.damping * (1 - math.cos(math.pi * progress)) / 2
-            gradient, scales = latent.pull(gradient, damping)
+            theirs = {n: g for n, g in gradient.items() if n in self.others}
+            ours, scales = latent.pull({n: g for n, g in gradient.items() if n not in theirs}, damping)
+            gradient = {**ours, **theirs}
         self.movers.step(self.step, gradient, scales)
         if recipe.refresh and (self.step + 1) % recipe.refresh == 0:
             latent.refit(self._refitted())
         fold = recipe.average**AVERAGE_EVERY if (self.step + 1) % AVERAGE_EVERY == 0 else None
         flips = 0
-        if not self.others:
+        if self.moves_grid:
             flips = latent.settle((self.step + 1) / max(recipe.steps, 1), fold)
         if self.audit is not None and before is not None:
             self.audit(self.step, before, gradient, space.clone(latent.weights))

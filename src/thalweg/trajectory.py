@@ -13,7 +13,7 @@ from .errors import ThalwegError, unknown
 from .point import QuantizedPoint
 from .space import Point
 
-TRAINS = ("weights", "scales", "norms", "rest")
+TRAINS = ("weights", "scales", "norms", "rest", "all")
 GRADIENTS = ("deployed", "latent", "noise", "stochastic", "frozen")
 OptimizerFactory = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
@@ -31,8 +31,8 @@ class Recipe:
     (low-rank factors, controls).
 
     ``trains``: ``"weights"`` (and scales, where the estimator learns them), ``"scales"`` (codes stay as the point has
-    them), ``"norms"`` (parameters of normalization layers; the point's weights stay) or ``"rest"`` (every parameter
-    that is not quantized; the point's weights stay).
+    them), ``"norms"`` (parameters of normalization layers; the point's weights stay), ``"rest"`` (every parameter
+    that is not quantized; the point's weights stay) or ``"all"`` (weights and rest).
     ``gradient``: where it is taken. ``"deployed"``: at the rounded weights, straight through. The others are controls:
     ``"latent"`` (at the latent weights: float training), ``"noise"`` (there, with fresh noise of the law of rounding
     errors), ``"stochastic"`` (at a fresh random rounding), ``"frozen"`` (at the first rounded point for ever). What is
@@ -107,12 +107,12 @@ class Recipe:
                 f"Recipe gradient={self.gradient!r} is a control of plain training of the weights. "
                 "Leave out blockwise, lora, freeze, refresh and other values of trains."
             )
-        if self.trains != "weights" and (self.lora or self.freeze or self.damping or self.refresh):
+        if self.trains not in ("weights", "all") and (self.lora or self.freeze or self.damping or self.refresh):
             raise ThalwegError(
                 f"Recipe trains={self.trains!r} keeps the codes, so lora, freeze, damping and refresh have nothing to "
                 "act on. Leave them out, or train the weights."
             )
-        if self.blockwise and (self.distill or self.hidden or self.trains in ("norms", "rest")):
+        if self.blockwise and (self.distill or self.hidden or self.trains in ("norms", "rest", "all")):
             raise ThalwegError(
                 "Block-wise training has a loss of its own and moves weights or scales of one block. "
                 "Leave distillation and norms out."

@@ -17,6 +17,7 @@ __all__ = ["run"]
         ("--train", "scales", "--blockwise"),
         ("--refresh", "5", "--hidden", "0.1", "--batchnorm"),
         ("--train", "rest", "--distill", "0.5"),
+        ("--train", "all", "--estimator", "lsq", "--no-stop"),
         ("--gradient", "noise", "--no-stop"),
     ],
     ids=" ".join,

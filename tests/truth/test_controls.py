@@ -141,6 +141,41 @@ def test_training_the_rest_of_a_task_lowers_its_training_loss():
     assert sum(found.batch_losses[-6:]) < 0.5 * sum(found.batch_losses[:6])
 
 
+@pytest.mark.parametrize("lora", [0, 2])
+def test_training_all_moves_weights_and_rest_by_the_gradient_of_one_loss(problem, lora):
+    objective, batches, point = problem
+    recipe = Recipe(steps=4, trains="all", optimizer="sgd", lr=0.1, schedule="constant", start="point", lora=lora)
+    state = Run(objective, point, batches, recipe)
+    names = {n for n, _ in objective.model.named_parameters()}
+    leaves = {n: t.detach().clone() for n, t in objective.model.named_parameters()} | point.weights
+    leaves = {n: t.requires_grad_() for n, t in leaves.items()}
+    inputs, labels = batches[0]
+    loss = torch.nn.functional.cross_entropy(torch.func.functional_call(objective.model, leaves, inputs), labels)
+    wanted = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+    state.advance()
+    for name in names - set(point.grids):
+        assert torch.allclose(state.others[name], leaves[name] - 0.1 * wanted[name], atol=1e-6)
+    for name in point.grids:
+        moved = state.latent.weights[name] - point.weights[name]
+        if lora:  # the left factor is zero, so that only it moves: -lr·g·rightᵀ·right
+            matrix, right = point.grids[name].layout.matrix(wanted[name]), state.movers.right[name]
+            assert torch.allclose(point.grids[name].layout.matrix(moved), -0.1 * matrix @ right.T @ right, atol=1e-6)
+        else:
+            assert torch.allclose(moved, -0.1 * wanted[name], atol=1e-6)
+
+
+def test_training_all_goes_lower_than_its_parts(problem):
+    objective, batches, point = problem
+    losses = {}
+    for trains in ("weights", "rest", "all"):
+        recipe = Recipe(steps=40, trains=trains, lr=0.1, check_every=4, stop=False, start="point")
+        found = train(objective, point, batches, recipe)
+        losses[trains] = found.losses["best"]
+        if trains == "all":
+            assert "head.bias" in found.points["best"].extra and sum(found.flips) > 0
+    assert losses["all"] < min(losses["weights"], losses["rest"])
+
+
 PLACES = {
     "deployed": lambda w, grids, start, i: {n: g.round(w[n]) for n, g in grids.items()},
     "latent": lambda w, grids, start, i: w,
@@ -189,7 +224,7 @@ def test_what_a_check_costs(gradient, extra):
     assert [state.checks[0].pull, state.checks[0].latent_pull] == pytest.approx(pull)
 
 
-@pytest.mark.parametrize("options", [*({"gradient": g, "tail": 4} for g in GRADIENTS), {"trains": "rest"}], ids=str)
+@pytest.mark.parametrize("options", [*({"gradient": g, "tail": 4} for g in GRADIENTS), {"trains": "rest"}, {"trains": "all"}], ids=str)
 def test_resuming_keeps_every_bit(problem, tmp_path, options):
     objective, batches, point = problem
     recipe = Recipe(steps=16, check_every=4, stop=False, lr=0.1, **options)

@@ -111,7 +111,7 @@ def _derive(study: Study, here: dict[str, list[float | None]], bases: list[dict[
 
 def _best(study: Study, here: Mapping[str, list[float | None]]) -> list[float | None]:
     """Test rise of the arm that is lowest on frozen data, seed by seed, among those that change nothing but codes."""
-    moved = ("scales", "norms", "rest")
+    moved = ("scales", "norms", "rest", "all")
     same = [
         n for n, a in study.arms.items()
         if f"{n}.rise" in here and not a.batchnorm
