@@ -45,6 +45,7 @@ PLAN = {
         "widths": {"failed": "nearest", "second": "gptq", "recovered": "qat", "schemes": ["w2"]},
         "sight": {"failed": "nearest", "count": 2, "schemes": ["w2"]},
         "slices": {"end": "qat", "points": 3, "schemes": ["w2"]},
+        "river": {"begin": "nearest", "steps": 8, "decay": 4, "checkpoints": 4, "schemes": ["w2"]},
         "barriers": {"failed": "nearest", "second": "gptq", "recovered": "qat", "points": 3, "schemes": ["w2"]},
     },
     "claims": [
@@ -82,8 +83,12 @@ def test_every_cell_has_its_figures(done):
     assert here["qat.rise"][0] == pytest.approx(here["qat.loss"][0] - result["floats"][TOY]["test"]["loss"])
     for name in ("geometry.points.second.exponent", "geometry.local.second", "qat.lag.half_step",
                  "nearby.flips.reach_ratio", "times.recovered", "forecast.margin.failed", "latent.directions.share",
-                 "widths.failed.0.1.ratio", "sight.overlap.float-rounded"):  # fmt: skip
+                 "widths.failed.0.1.ratio", "widths.steepest 1 at failed.0.1.ratio", "sight.overlap.float-rounded",
+                 "barriers.kept.float-latent.height", "river.cosine.tail-decay", "river.curvature.average",
+                 "geometry.points.failed.pull.towards.recovered"):  # fmt: skip
         assert name in here, sorted(here)
+    planes = [e["figures"]["draws"] for e in result["evidence"] if e["what"] == "slices"]
+    assert all([d["against"] for d in draws] == ["random", "steepest 1"] for draws in planes) and len(planes) == 2
     assert "forecast.agrees" in table[TOY, "all"] and "rest.loss" not in table[TOY, "w3"]
 
 

@@ -75,10 +75,8 @@ def train(
         raise ThalwegError("The list of training batches is empty. Pass at least one batch.")
     if batches is None and (recipe.distill or recipe.hidden or recipe.blockwise):
         raise ThalwegError("Distillation and block-wise training need training batches. Pass a list or a function.")
-    if not objective.has_outputs and (
-        recipe.distill or recipe.hidden or recipe.blockwise or recipe.batchnorm
-        or recipe.trains in ("norms", "rest", "all")
-    ):
+    modules = recipe.batchnorm or recipe.trains in ("norms", "rest", "all")
+    if not objective.has_outputs and (recipe.distill or recipe.hidden or recipe.blockwise or modules):
         raise ThalwegError("A plain function has no outputs, blocks or norms. Train its weights or scales.")
     run = Run(objective, point, batches, recipe, watch=watch, audit=audit, progress=progress, keep=keep)
     return run.go(Path(checkpoint) if checkpoint is not None else None, save_every_s)

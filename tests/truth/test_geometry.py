@@ -1,6 +1,7 @@
 """Shapes, widths, pull and visibility against closed forms; the cell's price against its counter."""
 
 import math
+import types
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import torch
 from tests.conftest import small_batches, small_net
 from thalweg import space
 from thalweg.errors import ThalwegError
-from thalweg.geometry import sight, width
+from thalweg.geometry import sight, tangent, width
 from thalweg.geometry.measure import measure, slice2d
 from thalweg.geometry.pull import one_pull, permuted, pulls
 from thalweg.geometry.shape import bootstrap_shape, fit_shape
 from thalweg.objective import Objective
 from thalweg.point import quantize
+from thalweg.study.measures import Scene, take
 
 S = np.linspace(0, 2, 41)
 
@@ -171,3 +173,52 @@ def test_a_slice_passes_through_both_points(cell):
     assert found["s"][1] == 0 and found["t"][3] == 0 and found["length"] == pytest.approx(point.reach)
     assert found["loss"][3][1] == pytest.approx(objective.loss({}), abs=1e-6)
     assert found["loss"][3][5] == pytest.approx(objective.loss(point.weights), abs=1e-4)
+
+
+ROTATION = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64))[0]
+CURVATURES = torch.tensor([0.05, 4, 8, 10, 12, 14, 16, 20], dtype=torch.float64)
+
+
+def valley(weights):
+    """A straight river along the first column of the rotation, which drifts; every other direction is steep."""
+    inner = ROTATION.T @ weights["w"]
+    return 0.5 * (CURVATURES * inner * inner).sum() - inner[0]
+
+
+def test_principal_components_of_a_plane_span_it():
+    step = {"w": torch.full((6,), 0.5, dtype=torch.float64)}
+    u, v = torch.eye(6, dtype=torch.float64)[:2]
+    points = [{"w": 3 * i * u + (-1) ** i * 0.1 * v + 7} for i in range(5)]
+    first, second = tangent.principal(points, step, 4)  # the plane has two
+    assert abs(float(first["w"] @ u)) > 0.999 and space.dot(first, first) == pytest.approx(1)
+    assert abs(float(second["w"] @ v)) > 0.999 and space.dot(first, second) == pytest.approx(0, abs=1e-9)
+
+
+def test_flatness_and_angles_of_a_quadratic_are_known():
+    w = {"w": torch.zeros(8, dtype=torch.float64)}
+    objective, step = Objective.of(valley, w), {"w": torch.full((8,), 0.5, dtype=torch.float64)}
+    columns = [{"w": ROTATION[:, i].clone()} for i in range(3)]
+    spans = {"flat": [columns[0]], "steep": [columns[2]], "both": columns[:2]}
+    found = tangent.compare(objective, w, step, spans, count=2, probes=400)
+    assert found["cosine"]["flat-bottom"] == pytest.approx(1, abs=1e-6)
+    assert found["cosine"]["steep-bottom"] == pytest.approx(0, abs=1e-6) and found["null"] == pytest.approx(1, abs=1e-6)
+    assert found["cosine"]["flat-both"] == pytest.approx(1) and found["chance"] == pytest.approx(8**-0.5)
+    mean = 0.25 * float(CURVATURES.mean())
+    assert found["mean_curvature"] == pytest.approx(mean, abs=4 * found["stderr"] + 1e-9)
+    assert found["curvature"]["flat"] * found["mean_curvature"] == pytest.approx(0.25 * 0.05)
+    assert found["curvature"]["both"] * found["mean_curvature"] == pytest.approx(0.25 * 4.05 / 2)
+
+
+def test_in_a_valley_every_candidate_is_the_river():
+    w = {"w": ROTATION @ torch.tensor([0.0, 0.4, -0.3, 0.2, 0.3, -0.2, 0.1, 0.3], dtype=torch.float64)}
+    objective = Objective.of(valley, w)
+    begin = quantize(objective, "w4", "nearest")
+    task = types.SimpleNamespace(train_batch=None)
+    options = {"steps": 200, "decay": 50, "rate": 0.03, "optimizer": "sgd", "count": 1}
+    found = take("river", Scene(objective, task, {"begin": begin}, 0, options))
+    spans = ("tail", "average", "decay", "bottom")
+    for i, a in enumerate(spans):
+        assert found["curvature"][a] < 0.05, found
+        for b in spans[i + 1 :]:
+            assert found["cosine"][f"{a}-{b}"] > 0.98, found
+    assert found["losses"]["decayed"] < found["losses"]["constant"] < found["losses"]["start"]

@@ -59,13 +59,17 @@ def one_pull(
     at: Mapping[str, Tensor],
     step: Mapping[str, Tensor],
     base: float,
+    others: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Any]:
-    """Inward cosine, whole and by layer, and the exponent. Cost: one gradient."""
+    """Inward cosine, whole and by layer, and the exponent; ``towards``: the cosine of the descent direction with the
+    way to each of ``others``. Cost: one gradient."""
     loss, raw = objective.gradient(at)
     away, gradient = space.div(space.sub(at, origin), step), space.mul(raw, step)
+    ways = {name: space.div(space.sub(at, end), step) for name, end in (others or {}).items()}
     layers = {n: space.cosine({n: gradient[n]}, {n: away[n]}) for n in away}
     rise = loss - base
     return {
         "inward": space.cosine(gradient, away), "layers": layers,
+        "towards": {name: space.cosine(gradient, way) for name, way in ways.items()},
         "exponent": space.dot(gradient, away) / rise if rise != 0 else math.nan,
     }  # fmt: skip

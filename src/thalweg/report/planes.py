@@ -1,4 +1,4 @@
-"""Loss planes of a study: through the float weights and a point, against random orthogonal directions."""
+"""Loss planes of a study: through the float weights and a point, against random or steep orthogonal directions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ MOST = 4
 def slices(data: dict[str, Any], name: str = "slices") -> Picture:
     """Planes with contours of the loss above its least value in the plane, one panel per direction (at most four).
 
-    ``{"draws": [{"s": [...], "t": [...], "loss": [[...], ...]}, ...], "tolerance": 0.049}``: axes in units of the
-    distance from the float weights (at 0, 0) to the point (at 1, 0).
+    ``{"draws": [{"s": [...], "t": [...], "loss": [[...], ...], "against": "random"}, ...], "tolerance": 0.049}``:
+    ``against`` is ``random`` or ``steepest 1`` (a direction of the walls); axes in units of the distance from the
+    float weights (at 0, 0) to the point (at 1, 0).
     """
     draws = data["draws"][:MOST]
     ends = []
@@ -25,7 +26,11 @@ def slices(data: dict[str, Any], name: str = "slices") -> Picture:
         k = min(range(len(draw["t"])), key=lambda i: abs(draw["t"][i]))
         zero = min(range(len(draw["s"])), key=lambda i: abs(draw["s"][i]))
         ends.append(draw["loss"][k][j] - draw["loss"][k][zero])
-    count = f"{len(draws)} random direction" + ("s" if len(draws) > 1 else "")
+    kinds = [_against(d) for d in draws]
+    count = " and ".join(
+        f"{n} {word} direction" + ("s" if n > 1 else "")
+        for word, n in (("random", kinds.count("random")), ("steepest", len(kinds) - kinds.count("random"))) if n
+    )  # fmt: skip
     text = (
         f"Loss around the float weights and the point, {count} of the same length upwards. The loss at the point is "
         f"{number(sum(ends) / len(ends))} nats above the float weights' (nearest places of the plane)."
@@ -49,11 +54,16 @@ def _draw(figure: Any, data: dict[str, Any]) -> None:
             axes.plot([place], [0.0], marker, color=colour, markersize=11 if key == "float" else 8, mec=PAPER, mew=1.2)
             axes.annotate(label, (place, 0.0), (0, 9), textcoords="offset points", ha="center", color=INK, fontsize=9)
         axes.set_xlabel("share of the way to the point")
-        if i == 0:
-            axes.set_ylabel("random direction, same length")
+        if i == 0 or _against(draw) != _against(draws[i - 1]):
+            axes.set_ylabel(f"{_against(draw)} direction, same length")
     bar = figure.colorbar(filled, ax=figure.axes, ticks=[0.0, *marks[:: max(1, len(marks) // 6)]])
     bar.ax.set_yticklabels([number(t) for t in bar.get_ticks()])
     bar.set_label("loss above the plane's least, nats")
+
+
+def _against(draw: dict[str, Any]) -> str:
+    """What is drawn upwards: ``random``, or ``steepest`` of the curvature at the float weights."""
+    return str(draw.get("against", "random")).split()[0]
 
 
 def _norm(levels: list[float]) -> Any:

@@ -196,6 +196,16 @@ MEASURED = (
     ("times.slope", "slope of log time on log rate", "-1: time inverse to the rate"),
     ("latent.directions.share", "first component of the float tail", "share of its variance"),
     ("latent.directions.null", "the same of a random walk", "share of its variance"),
+    ("barriers.kept.float-latent.height", "barrier float to QAT's latent weights", "nats"),
+    ("geometry.points.failed.pull.towards.recovered", "descent at rounding, towards QAT's point", "cosine"),
+    ("river.cosine.tail-average", "river: tail's components and average", "first principal cosine"),
+    ("river.cosine.tail-decay", "river: tail's components and decay of the rate", "first principal cosine"),
+    ("river.cosine.average-decay", "river: average and decay of the rate", "cosine"),
+    ("river.cosine.tail-bottom", "river: tail's components and the flattest found", "first principal cosine"),
+    ("river.null", "the flattest found from two seeds", "first principal cosine: the null of the line above"),
+    ("river.curvature.tail", "curvature along the tail's components", "over that of a random direction"),
+    ("river.curvature.decay", "curvature along the decay", "over that of a random direction"),
+    ("river.curvature.bottom", "curvature along the flattest found", "over that of a random direction"),
 )
 """Quantities that the page shows, with their names in words."""
 

@@ -15,6 +15,7 @@ from ..files import read_tensors, write_tensors
 from ..geometry import directions
 from ..objective import Objective
 from ..point import QuantizedPoint, quantize
+from ..space import Point
 from ..survey import objective_of
 from ..task import Progress, Task, silent
 from ..train import train
@@ -149,8 +150,7 @@ def _rounded(
     count from the float model."""
     then = study.arms[str(arm.then)]
     assert then.method is not None
-    latent, _ = read_tensors(store.latent(cell.needs[1]))
-    moved = room.objective.at({n: t.to(room.objective.device) for n, t in latent.items()})
+    moved = room.objective.at(load_latent(store, cell.needs[1], room.objective.device))
     point = quantize(moved, cell.scheme, then.method, seed=cell.seed, grids=base.grids, **then.options)
     if point.grids is not base.grids:
         return replace(point, reference=base.reference)
@@ -165,3 +165,8 @@ def sample_losses(store: Store, key: str) -> Tensor:
 def load_point(store: Store, key: str, device: torch.device | str) -> QuantizedPoint:
     """The point that a cell left for others."""
     return QuantizedPoint.load(store.point(key)).to(device)
+
+
+def load_latent(store: Store, key: str, device: torch.device | str) -> Point:
+    """The latent weights that a trained cell ended at."""
+    return {n: t.to(device) for n, t in read_tensors(store.latent(key))[0].items()}

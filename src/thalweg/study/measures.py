@@ -4,53 +4,65 @@
 from a found point, replanted and in random places. ``barriers``: along segments, with BatchNorm statistics kept and
 renewed. ``forecast``: margins from random directions alone, before anything is rounded. ``sight``: steep directions at
 the float point, half way and at the failed point. ``slices``: loss planes. ``times``: recovery time against the
-learning rate.
+learning rate. ``river``: candidates for the river's direction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from .. import basin, diagnosis, space
-from ..geometry import barrier, measure, nearby, sight, width
+from .. import basin, diagnosis, river, space
+from ..geometry import barrier, measure, nearby, sight, tangent, width
 from ..objective import Objective
 from ..point import QuantizedPoint
-from ..task import Progress, Task
+from ..space import Point
+from ..task import Progress, Task, silent
 from ..train import train
 from ..trajectory import Recipe
 
-Points = Mapping[str, QuantizedPoint]
+
+@dataclass(frozen=True)
+class Scene:
+    """What a measurement looks at: points by role, the latent weights that trained arms ended at (roles in
+    ``Kind.latents`` only), and the options of the study."""
+
+    objective: Objective
+    task: Task
+    points: Mapping[str, QuantizedPoint]
+    seed: int
+    options: Mapping[str, Any]
+    latents: Mapping[str, Point] = field(default_factory=dict)
+    progress: Progress = silent
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A measurement: the roles that arms play in it, its options with defaults, and the function."""
+    """A measurement: the roles that arms play in it, its options with defaults, and the function. ``latents``: roles
+    whose latent weights it reads, where an arm that trains them plays the role."""
 
     roles: tuple[str, ...]
-    run: Callable[[Objective, Task, Points, int, dict[str, Any], Progress], dict[str, Any]]
+    run: Callable[[Scene], dict[str, Any]]
     options: dict[str, Any] = field(default_factory=dict)
+    latents: tuple[str, ...] = ()
 
 
-def _geometry(
-    objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    found = measure.measure(objective, points, seed=seed, progress=progress)
-    local = diagnosis.local_objectives(objective, list(points.values()))
-    return {**found, "local": dict(zip(points, local, strict=True))}
+def _geometry(scene: Scene) -> dict[str, Any]:
+    found = measure.measure(scene.objective, scene.points, seed=scene.seed, progress=scene.progress)
+    local = diagnosis.local_objectives(scene.objective, list(scene.points.values()))
+    return {**found, "local": dict(zip(scene.points, local, strict=True))}
 
 
-def _nearby(
-    objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    failed, found = points["failed"], points["found"]
+def _nearby(scene: Scene) -> dict[str, Any]:
+    objective, options = scene.objective, scene.options
+    failed, found = scene.points["failed"], scene.points["found"]
     flips = nearby.flips(failed, found)
-    shares = tuple(options["shares"])
+    shares, draws = tuple(options["shares"]), range(options["draws"])
     planted = nearby.replant(objective, failed, found, shares)
-    random = [nearby.random_flips(objective, failed, found, seed * 100 + i, shares) for i in range(options["draws"])]
+    random = [nearby.random_flips(objective, failed, found, scene.seed * 100 + i, shares) for i in draws]
     return {
         "flips": asdict(flips), "replant": asdict(planted), "random": [asdict(r) for r in random],
         "float_loss": objective.loss({}), "failed_loss": objective.loss(failed.deployed),
@@ -58,27 +70,25 @@ def _nearby(
     }  # fmt: skip
 
 
-def _barriers(
-    objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    named = {"float": points["failed"].reference, **{role: p.weights for role, p in points.items()}}
+def _barriers(scene: Scene) -> dict[str, Any]:
+    objective, count = scene.objective, scene.options["points"]
+    named = {"float": scene.points["failed"].reference, **{role: p.weights for role, p in scene.points.items()}}
     pairs = [("float", "failed"), ("float", "second"), ("float", "recovered"), ("second", "recovered")]
-    return {
-        "kept": {k: asdict(b) for k, b in barrier.barriers(objective, named, pairs, points=options["points"]).items()},
-        "renewed": {
-            k: asdict(b)
-            for k, b in barrier.barriers(objective, named, pairs, points=options["points"], renew=True).items()
-        } if objective.has_norms else {},
-    }  # fmt: skip
+    if "recovered" in scene.latents:
+        named["latent"] = scene.latents["recovered"]
+        pairs.append(("float", "latent"))
+    every = lambda renew: {
+        k: asdict(b) for k, b in barrier.barriers(objective, named, pairs, points=count, renew=renew).items()
+    }
+    return {"kept": every(False), "renewed": every(True) if objective.has_norms else {}}
 
 
-def _forecast(
-    objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
+def _forecast(scene: Scene) -> dict[str, Any]:
+    objective, points = scene.objective, scene.points
     base = objective.loss({})
     around = basin.radius(
-        objective, points["failed"].reference, points["failed"].step, directions=options["directions"], seed=seed,
-        base=base,
+        objective, points["failed"].reference, points["failed"].step, directions=scene.options["directions"],
+        seed=scene.seed, base=base,
     )  # fmt: skip
     rises = {role: objective.loss(p.deployed) - base for role, p in points.items()}
     reaches = {role: p.reach for role, p in points.items()}
@@ -88,44 +98,49 @@ def _forecast(
     }  # fmt: skip
 
 
-def _sight(
-    objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    failed = points["failed"]
-    return sight.eigenspaces(objective, failed.reference, failed.weights, failed.step, options["count"], seed)
+def _sight(scene: Scene) -> dict[str, Any]:
+    failed = scene.points["failed"]
+    count = scene.options["count"]
+    return sight.eigenspaces(scene.objective, failed.reference, failed.weights, failed.step, count, scene.seed)
 
 
-def _slices(
-    objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
-    end, size = points["end"], options["points"]
-    one = lambda i: measure.slice2d(objective, end.reference, end.weights, end.step, seed=1000 * seed + i, points=size)
-    return {"draws": [one(i) for i in range(options["draws"])]}
+def _slices(scene: Scene) -> dict[str, Any]:
+    end, options, seed = scene.points["end"], scene.options, scene.seed
+    steep: tuple[Point, ...] = ()
+    if options["normals"]:
+        steep = river.normal_space(scene.objective, end.reference, end.step, count=options["normals"], seed=seed).basis
+    one = lambda i, normal=None: measure.slice2d(
+        scene.objective, end.reference, end.weights, end.step, seed=i, normal=normal, points=options["points"]
+    )
+    random = [{**one(1000 * seed + i), "against": "random"} for i in range(options["draws"])]
+    return {"draws": random + [{**one(seed, v), "against": f"steepest {i + 1}"} for i, v in enumerate(steep)]}
 
 
-def _widths(
-    objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
+def _widths(scene: Scene) -> dict[str, Any]:
+    objective, points, seed = scene.objective, scene.points, scene.seed
     failed, origin = points["failed"], points["failed"].reference
     away = {role: space.sub(p.weights, origin) for role, p in points.items()}
     away["from failed to recovered"] = space.sub(points["recovered"].weights, failed.weights)
     away["filter-normalised random"] = width.filter_normalised(origin, seed)
     away["random of the same layer norms"] = width.same_layer_norms(away["failed"], seed)
-    return {
-        name: width.widths(objective, origin, d, failed.step, tuple(options["tolerances"])) for name, d in away.items()
-    }
+    for place, at in (("float", origin), ("failed", failed.weights)):
+        for i, v in enumerate(
+            river.normal_space(objective, at, failed.step, count=scene.options["steepest"], seed=seed).basis
+        ):
+            away[f"steepest {i + 1} at {place}"] = space.mul(v, failed.step)
+    tolerances = tuple(scene.options["tolerances"])
+    return {name: width.widths(objective, origin, d, failed.step, tolerances) for name, d in away.items()}
 
 
-def _times(
-    objective: Objective, task: Task, points: Points, seed: int, options: dict[str, Any], progress: Progress
-) -> dict[str, Any]:
+def _times(scene: Scene) -> dict[str, Any]:
+    objective, options = scene.objective, scene.options
     runs = []
     for rate in options["rates"]:
         recipe = Recipe(
             steps=options["steps"], lr=rate, schedule="constant", check_every=options["check_every"], stop=True,
-            patience=options["patience"], seed=seed, optimizer=options["optimizer"], average=0.0,
+            patience=options["patience"], seed=scene.seed, optimizer=options["optimizer"], average=0.0,
         )  # fmt: skip
-        found = train(objective, points["begin"], task.train_batch, recipe, progress=progress)
+        found = train(objective, scene.points["begin"], scene.task.train_batch, recipe, progress=scene.progress)
         rise = found.checks[0].deployed_loss - found.float_loss
         half = found.recovery_time(rise / 2) if rise > recipe.tolerance_nats else None
         time = found.recovery_time(recipe.tolerance_nats)
@@ -143,25 +158,53 @@ def _times(
     }  # fmt: skip
 
 
+def _river(scene: Scene) -> dict[str, Any]:
+    """Float training at a constant rate with a tail of checkpoints, then with the rate decayed: the principal
+    component of the tail, the way from the last checkpoint to the mean of all, the displacement of the decay."""
+    objective, begin, options = scene.objective, scene.points["begin"], scene.options
+    draw, step, steps = scene.task.train_batch, begin.step, options["steps"]
+    recipe = Recipe(
+        steps=steps, lr=options["rate"], optimizer=options["optimizer"], schedule="constant", gradient="latent",
+        tail=max(1, steps // options["checkpoints"]), check_every=max(1, steps), stop=False, average=0.0,
+        seed=scene.seed,
+    )  # fmt: skip
+    first = train(objective, begin, draw, recipe, progress=scene.progress)
+    later = None if draw is None else lambda i: draw(steps + i)
+    decay = replace(recipe, steps=options["decay"], schedule="cosine", tail=0, check_every=max(1, options["decay"]))
+    second = train(objective, replace(begin, reference=first.latent), later, decay, progress=scene.progress)
+    mean = space.scale(first.tail[0], 0.0)
+    for checkpoint in first.tail:
+        mean = space.add(mean, checkpoint, 1 / len(first.tail))
+    spans = {
+        "tail": tangent.principal(first.tail, step, options["count"]),
+        "average": tangent.unit(space.sub(mean, first.latent), step),
+        "decay": tangent.unit(space.sub(second.latent, first.latent), step),
+    }
+    found = tangent.compare(objective, first.latent, step, spans, count=options["count"], seed=scene.seed)
+    losses = {"constant": first.checks[-1].latent_loss, "decayed": second.checks[-1].latent_loss}
+    return {**found, "losses": {"start": first.checks[0].latent_loss, **losses}}
+
+
 MEASURES: dict[str, Kind] = {
     "geometry": Kind(("failed", "second", "recovered"), _geometry),
     "nearby": Kind(("failed", "found"), _nearby, {"shares": [0.1 * i for i in range(1, 11)], "draws": 3}),
-    "barriers": Kind(("failed", "second", "recovered"), _barriers, {"points": 9}),
+    "barriers": Kind(("failed", "second", "recovered"), _barriers, {"points": 9}, ("recovered",)),
     "forecast": Kind(("failed", "second"), _forecast, {"directions": 8}),
-    "widths": Kind(("failed", "second", "recovered"), _widths, {"tolerances": [0.0488, 0.1, 0.5]}),
+    "widths": Kind(("failed", "second", "recovered"), _widths, {"tolerances": [0.0488, 0.1, 0.5], "steepest": 1}),
     "sight": Kind(("failed",), _sight, {"count": 4}),
-    "slices": Kind(("end",), _slices, {"draws": 1, "points": 11}),
+    "slices": Kind(("end",), _slices, {"draws": 1, "points": 11, "normals": 1}),
     "times": Kind(
         ("begin",), _times,
         {"rates": [0.02, 0.04, 0.08], "steps": 200, "check_every": 2, "patience": 3, "optimizer": "adamw"},
     ),
+    "river": Kind(
+        ("begin",), _river,
+        {"steps": 100, "decay": 50, "checkpoints": 10, "rate": 0.02, "count": 2, "optimizer": "adamw"},
+    ),
 }  # fmt: skip
 
 
-def take(
-    kind: str, objective: Objective, task: Task, points: Points, seed: int, options: Mapping[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:  # fmt: skip
+def take(kind: str, scene: Scene) -> dict[str, Any]:
     """The figures of one measurement, as plain values."""
     known = MEASURES[kind]
-    return known.run(objective, task, points, seed, {**known.options, **options}, progress)
+    return known.run(replace(scene, options={**known.options, **scene.options}))

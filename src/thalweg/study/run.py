@@ -15,7 +15,7 @@ from ..load import load_task
 from ..task import Progress, Task, silent
 from . import arms
 from .cells import Cell, Store, cells
-from .measures import take
+from .measures import MEASURES, Scene, take
 from .pool import Pool
 from .spec import Study
 
@@ -102,8 +102,15 @@ def work(study: Study, cell: Cell, folder: str, device: str, known: dict[str, di
                     role: arms.load_point(store, key, room.objective.device)
                     for role, key in zip(part.roles, cell.needs[1:], strict=True)
                 }
+                kind = part.options["measure"]
+                latents = {
+                    role: arms.load_latent(store, key, room.objective.device)
+                    for role, key in zip(part.roles, cell.needs[1:], strict=True)
+                    if role in MEASURES[kind].latents and study.arms[part.roles[role]].train is not None
+                }
                 options = {k: v for k, v in part.options.items() if k != "measure"}
-                found = take(part.options["measure"], room.objective, room.task, points, cell.seed, options, silent)
+                scene = Scene(room.objective, room.task, points, cell.seed, options, latents)
+                found = take(kind, scene)
     except ThalwegError as error:
         return {"error": str(error), "label": cell.label}
     return {**found, "cell_seconds": time.perf_counter() - started}

@@ -105,8 +105,9 @@ class Study:
         return wanted | {a.begin for a in self.arms.values() if a.train is not None}
 
     def latents_needed(self) -> set[str]:
-        """Arms whose latent weights another arm rounds."""
-        return {a.of for a in self.arms.values() if a.of is not None}
+        """Trained arms whose latent weights another arm rounds or a measurement reads."""
+        read = {m.roles[r] for m in self.measures.values() for r in MEASURES[m.options["measure"]].latents}
+        return {a.of for a in self.arms.values() if a.of is not None} | {n for n in read if self.arms[n].train}
 
 
 def read_study(path: str | Path, profile: str = "") -> Study:
