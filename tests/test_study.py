@@ -43,7 +43,7 @@ PLAN = {
         "forecast": {"failed": "nearest", "second": "gptq", "directions": 2},
         "times": {"begin": "nearest", "rates": [0.05, 0.2], "steps": 8, "check_every": 2, "schemes": ["w2"]},
         "widths": {"failed": "nearest", "second": "gptq", "recovered": "qat", "schemes": ["w2"]},
-        "sight": {"failed": "nearest", "count": 2, "schemes": ["w2"]},
+        "sight": {"failed": "nearest", "count": 2, "schemes": ["w2"], "seeds": [1]},
         "slices": {"end": "qat", "points": 3, "schemes": ["w2"]},
         "river": {"begin": "nearest", "steps": 8, "decay": 4, "checkpoints": 4, "schemes": ["w2"]},
         "barriers": {"failed": "nearest", "second": "gptq", "recovered": "qat", "points": 3, "schemes": ["w2"]},
@@ -89,6 +89,7 @@ def test_every_cell_has_its_figures(done):
         assert name in here, sorted(here)
     planes = [e["figures"]["draws"] for e in result["evidence"] if e["what"] == "slices"]
     assert all([d["against"] for d in draws] == ["random", "steepest 1"] for draws in planes) and len(planes) == 2
+    assert here["sight.overlap.float-rounded"][0] is None and here["sight.overlap.float-rounded"][1] is not None
     assert "forecast.agrees" in table[TOY, "all"] and "rest.loss" not in table[TOY, "w3"]
 
 

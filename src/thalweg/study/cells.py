@@ -6,7 +6,7 @@ or another profile, and never mixes results of different settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,11 +80,25 @@ def _of_scheme(study: Study, base: dict[str, Any], roots: dict[int, Cell]) -> It
             known[seed, name] = Cell(task, scheme, seed, name, "arm", key, tuple(needs))
             yield known[seed, name]
         for name, measure in study.measures.items():
-            if here(measure) and all(role in arms for role in measure.roles.values()):
+            made = not measure.seeds or seed in measure.seeds
+            if made and here(measure) and all(role in arms for role in measure.roles.values()):
                 needs = [root.key, *(known[seed, arm].key for arm in measure.roles.values())]
                 spec = {"roles": measure.roles, "options": measure.options, "tolerance": study.tolerance_nats}
                 key = content_hash({**base, "seed": seed, "measure": spec, "needs": needs})
                 yield Cell(task, scheme, seed, name, "measure", key, tuple(needs))
+
+
+def latents_read(study: Study, every: Iterable[Cell]) -> set[str]:
+    """Keys of the cells whose latent weights another cell reads."""
+    out: set[str] = set()
+    for cell in every:
+        if cell.kind == "arm" and study.arms[cell.what].of is not None:
+            out.add(cell.needs[1])
+        if cell.kind == "measure":
+            measure = study.measures[cell.what]
+            roles = zip(measure.roles.items(), cell.needs[1:], strict=True)
+            out |= {key for (role, arm), key in roles if role in measure.latents and study.arms[arm].train is not None}
+    return out
 
 
 def _ordered(arms: dict[str, Any]) -> list[str]:

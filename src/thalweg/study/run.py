@@ -14,8 +14,8 @@ from ..errors import ThalwegError
 from ..load import load_task
 from ..task import Progress, Task, silent
 from . import arms
-from .cells import Cell, Store, cells
-from .measures import MEASURES, Scene, take
+from .cells import Cell, Store, cells, latents_read
+from .measures import Scene, take
 from .pool import Pool
 from .spec import Study
 
@@ -32,7 +32,10 @@ def run(
     Cost: that of the missing cells.
     """
     every = cells(study)
-    have = {} if fresh else {c.key: f for c in every if (f := store.read(c)) is not None and _whole(study, store, c)}
+    read = latents_read(study, every)
+    have = {
+        c.key: f for c in every if not fresh and (f := store.read(c)) is not None and _whole(study, store, c, read)
+    }
     waiting = [c for c in every if c.key not in have]
     running: dict[int, tuple[Any, Cell]] = {}
     failed: dict[str, dict[str, Any]] = {}
@@ -63,13 +66,13 @@ def run(
     return {**have, **failed}
 
 
-def _whole(study: Study, store: Store, cell: Cell) -> bool:
+def _whole(study: Study, store: Store, cell: Cell, read: set[str]) -> bool:
     """False where another cell needs a file of this one that is gone."""
     if cell.kind == "measure":
         return True
     wanted = [store.losses(cell.key)]
     wanted += [store.point(cell.key)] if cell.what in study.points_needed() else []
-    wanted += [store.latent(cell.key)] if cell.what in study.latents_needed() else []
+    wanted += [store.latent(cell.key)] if cell.key in read else []
     return all(path.is_file() for path in wanted)
 
 
@@ -106,7 +109,7 @@ def work(study: Study, cell: Cell, folder: str, device: str, known: dict[str, di
                 latents = {
                     role: arms.load_latent(store, key, room.objective.device)
                     for role, key in zip(part.roles, cell.needs[1:], strict=True)
-                    if role in MEASURES[kind].latents and study.arms[part.roles[role]].train is not None
+                    if role in part.latents and study.arms[part.roles[role]].train is not None
                 }
                 options = {k: v for k, v in part.options.items() if k != "measure"}
                 scene = Scene(room.objective, room.task, points, cell.seed, options, latents)
@@ -146,7 +149,8 @@ def _room(spec: str, seed: int, own: bool, limits: tuple[tuple[str, int], ...], 
 def progress_of(study: Study, folder: Path) -> tuple[int, int]:
     """How many cells are done, and how many there are."""
     store, every = Store(folder), cells(study)
-    return sum(store.read(c) is not None and _whole(study, store, c) for c in every), len(every)
+    read = latents_read(study, every)
+    return sum(store.read(c) is not None and _whole(study, store, c, read) for c in every), len(every)
 
 
 def folder_of(study: Study, out: Path | None) -> Path:

@@ -22,7 +22,8 @@ An arm is a rounding ``method`` with ``options`` or a training recipe (``train``
 :class:`thalweg.train.Recipe`). ``rates`` are learning rates tried on the first seed; the one that is best on the frozen
 validation data is every seed's. ``of`` takes the latent weights that another arm trained, and ``then`` rounds them with
 the method of a third: float training, then rounding. ``batchnorm``: statistics are re-estimated at the end. Arms and
-measures take ``schemes`` and ``tasks`` to name where they run. A profile changes whatever it names and leaves the rest.
+measures take ``schemes`` and ``tasks`` to name where they run, measures ``seeds`` too. A profile changes whatever it
+names and leaves the rest.
 """
 
 from __future__ import annotations
@@ -62,13 +63,20 @@ class Arm:
 
 @dataclass(frozen=True)
 class Measure:
-    """One measurement, made from the points of arms. ``roles`` names them; ``options`` are the function's."""
+    """One measurement, made from the points of arms. ``roles`` names them; ``options`` are the function's. ``seeds``:
+    where it is made, every seed unless named (a figure that no rule reads needs one)."""
 
     name: str
     roles: dict[str, str]
     options: dict[str, Any]
     schemes: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+
+    @property
+    def latents(self) -> tuple[str, ...]:
+        """Roles whose latent weights it reads, where a trained arm plays them."""
+        return MEASURES[self.options["measure"]].latents
 
 
 @dataclass(frozen=True)
@@ -106,7 +114,7 @@ class Study:
 
     def latents_needed(self) -> set[str]:
         """Trained arms whose latent weights another arm rounds or a measurement reads."""
-        read = {m.roles[r] for m in self.measures.values() for r in MEASURES[m.options["measure"]].latents}
+        read = {m.roles[r] for m in self.measures.values() for r in m.latents}
         return {a.of for a in self.arms.values() if a.of is not None} | {n for n in read if self.arms[n].train}
 
 
@@ -180,6 +188,12 @@ def parse(found: Mapping[str, Any], profile: str = "") -> Study:
     tolerance = float(found.get("tolerance_nats") or basin.TOLERANCE)
     if not (tolerance > 0 and math.isfinite(tolerance)):
         raise ThalwegError(f"A tolerance of {tolerance} nats is not positive. The default is ln 1.05 = 0.0488.")
+    for measure in measures.values():
+        if not set(measure.seeds) <= set(seeds):
+            raise ThalwegError(
+                f"The measure {measure.name!r} names seeds {list(measure.seeds)}, the study {list(seeds)}. "
+                "Name some of the study's."
+            )
     limits = dict(found.get("limits") or {})
     for key in limits:
         if key not in ("test", "frozen"):
@@ -242,7 +256,7 @@ def _measure(name: str, value: dict[str, Any], arms: Mapping[str, Arm]) -> Measu
     kind = str(value.pop("measure", name))
     if kind not in MEASURES:
         raise unknown("measure", kind, MEASURES)
-    where = {key: tuple(value.pop(key, None) or ()) for key in ("schemes", "tasks")}
+    where = {key: tuple(value.pop(key, None) or ()) for key in ("schemes", "tasks", "seeds")}
     known = MEASURES[kind]
     roles = {role: str(value.pop(role)) for role in known.roles if role in value}
     for role in known.roles:
