@@ -13,6 +13,8 @@ from thalweg.claims import Rule, judge
 from thalweg.errors import ThalwegError
 from thalweg.report import study
 from thalweg.report.claims import claims_page, rule_in_words, table, write_claims
+from thalweg.report.study_page import _joined as joined_page
+from thalweg.report.study_times import recovery_table, rows, runs_of
 
 TAU = math.log(1.05)
 SEEDS = range(5)
@@ -156,6 +158,38 @@ def verdicts():
         Rule("C2", "Rounding costs a nat.", "rounded", "equivalent", 2.0),
     ]
     return judge(rules, cells, resamples=500)
+
+
+def test_several_studies_share_a_page_and_a_table(tmp_path):
+    part = "# Claims: {}\n\nWords.\n\n| claim | says | supported | refuted | undecided |\n| --- | --- | ---: | ---: | ---: |\n{}"
+    page = tmp_path / "claims.md"
+    page.write_text(joined_page(page, "b", part.format("b", "| C2 | Margins tell. | 1 | 2 | 0 |\n| C10 | Last. | 0 | 0 | 1 |\n")))
+    page.write_text(joined_page(page, "a", part.format("a", "| C2 | Margins tell. | 3 | 0 | 4 |\n")))
+    text = page.read_text()
+    assert "| C2 | Margins tell. | **4/2/4** | 3/0/4 | 1/2/0 |\n| C10 | Last. | **0/0/1** |  | 0/0/1 |" in text
+    assert text.index("## a") < text.index("## b")
+    again = joined_page(page, "a", part.format("a", "| C2 | Margins tell. | 0 | 7 | 0 |\n"))
+    assert "**1/9/0**" in again and "3/0/4" not in again and again.count("## a\n") == 1
+
+
+def test_recovery_times_count_runs_that_never_came():
+    half = {"w3": (4, 5, 6, 7, 8), "w2": (10, 12, None, 14, None), "w4": (1, 1, 1, 1, 1)}
+    evidence = [
+        {"task": "t", "scheme": s, "seed": i, "what": "times",
+         "figures": {"runs": [{"rate": 0.02, "half": h, "time": None, "horizon": 20}]}}
+        for s, values in half.items() for i, h in enumerate(values)
+    ]  # fmt: skip
+    rises = {"w3": 0.3, "w2": 2.0, "w4": 0.01}
+    result = {
+        "plan": {"tolerance_nats": TAU}, "evidence": evidence,
+        "arms": [{"task": "t", "scheme": s, "arm": "nearest", "rise": {"values": [r] * 5}} for s, r in rises.items()],
+    }  # fmt: skip
+    found = {row["scheme"]: row for row in rows(runs_of(result, "t"))}
+    assert set(found) == {"w3", "w2"}  # rounding to four bits had not failed
+    assert found["w3"]["mean"] == pytest.approx(6) and found["w3"]["p"] is None
+    assert found["w2"]["mean"] == pytest.approx((10 + 12 + 20 + 14 + 20) / 5)  # nobody is cut before the budget
+    assert found["w2"]["came"] == 3 and found["w2"]["p"] < 0.01
+    assert "3 of 5" in recovery_table(result, "t") and recovery_table(result, "other") == ""
 
 
 def test_page_of_claims():

@@ -22,6 +22,7 @@ from .claims import claims_page, effect, p_text
 from .facts import number
 from .figures import Picture, slug
 from .study_figures import task_figures, task_label
+from .study_times import recovery_table
 from .style import escape
 from .tables import Cell
 
@@ -69,7 +70,34 @@ def _joined(path: Path, name: str, text: str) -> str:
         pieces = re.split(r"<!-- study (\S+) -->\n", path.read_text(encoding="utf-8"))
         parts = dict(zip(pieces[1::2], pieces[2::2], strict=True))
     parts[name] = text.replace("\n## ", "\n### ").replace(f"# Claims: {name}", f"## {name}", 1).strip() + "\n\n"
-    return HEAD + "\n" + "".join(f"{MARK.format(n)}\n{t}" for n, t in sorted(parts.items()))
+    return HEAD + "\n" + overview(parts) + "".join(f"{MARK.format(n)}\n{t}" for n, t in sorted(parts.items()))
+
+
+COUNTS = re.compile(r"^\| (C\d+) \| (.*?) \| (\d+) \| (\d+) \| (\d+) \|$", re.MULTILINE)
+
+
+def overview(parts: Mapping[str, str]) -> str:
+    """All studies of a page in one table, from their own: supported, refuted and undecided by claim and study."""
+    words: dict[str, str] = {}
+    found: dict[str, dict[str, list[int]]] = {}
+    for study, text in sorted(parts.items()):
+        for claim, says, *counts in COUNTS.findall(text):
+            words.setdefault(claim, says)
+            found.setdefault(claim, {})[study] = [int(n) for n in counts]
+    if not found:
+        return ""
+    studies = sorted(parts)
+    total = lambda claim: [sum(c) for c in zip(*found[claim].values(), strict=True)]
+    shown = lambda counts: "/".join(map(str, counts)) if counts else ""
+    lines = [
+        "Pairs of task and scheme on which a claim is supported/refuted/undecided:\n",
+        "| claim | says | all | " + " | ".join(f"[{s}](#{s})" for s in studies) + " |",
+        "|---|---|---|" + "---|" * len(studies),
+    ]
+    for claim in sorted(found, key=lambda c: int(c[1:])):
+        each = " | ".join(shown(found[claim].get(s)) for s in studies)
+        lines.append(f"| {claim} | {words[claim]} | **{shown(total(claim))}** | {each} |")
+    return "\n".join(lines) + "\n\n"
 
 
 def verdicts_of(result: Mapping[str, Any]) -> list[Verdict]:
@@ -298,7 +326,7 @@ def _task(result: Mapping[str, Any], task: str, pictures: list[Picture]) -> str:
         f'<section id="{slug(task)}" class="task"><h2>{escape(task_label(result, task))}</h2>'
         f"<p class=facts>{blocks.words(facts)}</p>"
         f"{blocks.table(f'Arms, {task}', COLUMNS, rows)}"
-        f"{_measured(result, task)}"
+        f"{_measured(result, task)}{recovery_table(result, task)}"
         f'<div class="figures">{"".join(blocks.figure(p) for p in pictures)}</div></section>'
     )
 
