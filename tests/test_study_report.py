@@ -13,7 +13,7 @@ from thalweg.claims import Rule, judge
 from thalweg.errors import ThalwegError
 from thalweg.report import study
 from thalweg.report.claims import claims_page, rule_in_words, table, write_claims
-from thalweg.report.study_page import _joined as joined_page
+from thalweg.report.study_docs import joined_page
 from thalweg.report.study_times import recovery_table, rows, runs_of
 
 TAU = math.log(1.05)

@@ -1,7 +1,7 @@
-"""Intervals and tests over few seeds: bootstrap, Holm, paired differences, power laws, censored times.
+"""Intervals and tests over few seeds: bootstrap, Holm, paired differences, power laws.
 
 The unit of everything here is what is independent, as a rule a training seed. Pure arithmetic on lists of
-numbers; p-values and censored times need scipy, which is imported at the call.
+numbers; p-values need scipy, which is imported at the call.
 """
 
 from __future__ import annotations
@@ -63,25 +63,6 @@ class Slope:
     censored: int
 
 
-@dataclass(frozen=True)
-class RestrictedMean:
-    """Mean time up to a horizon, in the unit of the times. ``events``: how many ended before the horizon."""
-
-    mean: float
-    stderr: float
-    horizon: float
-    count: int
-    events: int
-
-
-@dataclass(frozen=True)
-class LogRank:
-    """Log-rank statistic with one degree of freedom, and its two-sided p-value."""
-
-    chi2: float
-    p: float
-
-
 def bca(
     values: Sequence[float],
     statistic: str | Callable[[np.ndarray], float] = "mean",
@@ -100,7 +81,7 @@ def bca(
     Raises:
         ThalwegError: values that are not finite, an unknown statistic, a confidence outside (0, 1).
     """
-    data, function = _finite(values, "values"), _statistic(statistic)
+    data, function = finite(values, "values"), _statistic(statistic)
     _confidence(confidence, resamples)
     n = len(data)
     if n == 0:
@@ -138,7 +119,7 @@ def nested(
     Raises:
         ThalwegError: a seed without samples, values that are not finite, ``crossed`` with unequal counts.
     """
-    data = [_finite(v, f"samples of seed {i}") for i, v in enumerate(values)]
+    data = [finite(v, f"samples of seed {i}") for i, v in enumerate(values)]
     _confidence(confidence, resamples)
     n, counts = len(data), [len(v) for v in data]
     if not all(counts):
@@ -188,8 +169,8 @@ def paired(a: Sequence[float], b: Sequence[float] | float = 0.0, null: float = 0
     Raises:
         ThalwegError: unequal lengths or values that are not finite.
     """
-    first = _finite(a, "values of a")
-    other = np.full(len(first), float(b)) if isinstance(b, int | float) else _finite(b, "values of b")
+    first = finite(a, "values of a")
+    other = np.full(len(first), float(b)) if isinstance(b, int | float) else finite(b, "values of b")
     if len(first) != len(other):
         raise ThalwegError(
             f"Pairs need equal lengths, got {len(first)} and {len(other)}. Give one value per seed on both sides."
@@ -204,7 +185,7 @@ def paired(a: Sequence[float], b: Sequence[float] | float = 0.0, null: float = 0
         one = {side: few if sign == side else 1.0 for side in (1, -1)}
         return Paired(mean, 0.0, math.nan, min(1.0, 2 * min(one.values())), one[1], one[-1], n, "sign")
     sd, free = float(d.std(ddof=1)), n - 1
-    t, law = (mean - null) / (sd / math.sqrt(n)), _scipy().t(free)
+    t, law = (mean - null) / (sd / math.sqrt(n)), scipy_stats().t(free)
     hedges = math.nan
     if free > 1:
         hedges = math.exp(math.lgamma(free / 2) - math.lgamma((free - 1) / 2)) / math.sqrt(free / 2)
@@ -229,7 +210,7 @@ def slope(
     Raises:
         ThalwegError: x or y not above 0, rows of another length than x, no unit with two different x.
     """
-    rates, rows, dropped, used = _finite(x, "values of x"), [], 0, 0
+    rates, rows, dropped, used = finite(x, "values of x"), [], 0, 0
     for i, row in enumerate(y):
         if len(row) != len(rates):
             raise ThalwegError(f"Unit {i} has {len(row)} values for {len(rates)} of x. Give None where one is missing.")
@@ -258,59 +239,6 @@ def slope(
     drawn = sums[np.random.default_rng(seed).integers(0, n, (resamples, n))].sum(1)
     rest = sums.sum(0) - sums
     return Slope(_corrected(estimate, drawn[:, 0] / drawn[:, 1], rest[:, 0] / rest[:, 1], confidence), used, dropped)
-
-
-def restricted_mean(times: Sequence[float], observed: Sequence[bool], horizon: float) -> RestrictedMean:
-    """Mean of ``min(time, horizon)`` under censoring: the area below the Kaplan-Meier curve up to ``horizon``.
-
-    ``times`` ``[n]``: when the event came or watching ended; ``observed`` ``[n]``: whether it came. Standard
-    error after Greenwood (Klein and Moeschberger 2003, Survival Analysis, section 4.5); NaN where no event came
-    before the horizon, since nothing then tells how the mean would scatter. Without censoring before the
-    horizon this is the plain mean of the cut times.
-
-    Raises:
-        ThalwegError: no times, negative ones, or a horizon beyond the last time when that one is censored.
-    """
-    t, seen = _times(times, observed)
-    last = t.max()
-    if horizon <= 0 or (horizon > last and not seen[t == last].all()):
-        raise ThalwegError(
-            f"Horizon {horizon:g} is not above 0 and within the {last:g} up to which runs were watched. "
-            "Take the shortest budget of the runs."
-        )
-    curve = _scipy().ecdf(_censored(t, seen)).sf
-    events = np.unique(t[seen & (t < horizon)])
-    edges = np.unique(np.concatenate([[0.0], events, [horizon]]))
-    pieces = curve.evaluate(edges[:-1]) * np.diff(edges)
-    variance = 0.0
-    for when in events:
-        area = float(pieces[edges[:-1] >= when].sum())
-        at_risk, ended = int((t >= when).sum()), int((seen & (t == when)).sum())
-        if at_risk > ended:
-            variance += area**2 * ended / (at_risk * (at_risk - ended))
-    before = int((seen & (t < horizon)).sum())
-    stderr = math.sqrt(variance) if before else math.nan
-    return RestrictedMean(float(pieces.sum()), stderr, float(horizon), len(t), before)
-
-
-def logrank(
-    times_a: Sequence[float], observed_a: Sequence[bool], times_b: Sequence[float], observed_b: Sequence[bool]
-) -> LogRank:
-    """Log-rank test that two groups have the same law of times under censoring (Mantel 1966), by scipy.
-
-    The p-value is asymptotic: below about ten events it is a guide, not a proof. Without any event there is
-    no evidence: chi2 0, p 1. Curves that cross can cancel out.
-
-    Raises:
-        ThalwegError: no times or negative ones.
-    """
-    a, b = _times(times_a, observed_a), _times(times_b, observed_b)
-    if not (a[1].any() or b[1].any()):
-        return LogRank(0.0, 1.0)
-    with np.errstate(invalid="ignore", divide="ignore"):  # all events at one time, with all runs
-        found = _scipy().logrank(_censored(*a), _censored(*b))
-    chi2 = float(found.statistic) ** 2
-    return LogRank(chi2, float(found.pvalue)) if math.isfinite(chi2) else LogRank(0.0, 1.0)
 
 
 def _corrected(estimate: float, drawn: np.ndarray, left_out: np.ndarray, confidence: float) -> Interval:
@@ -361,7 +289,8 @@ def _statistic(statistic: str | Callable[[np.ndarray], float]) -> Callable[[np.n
     return (lambda rows: rows.mean(1)) if statistic == "mean" else (lambda rows: np.median(rows, 1))
 
 
-def _finite(values: Sequence[float], what: str) -> np.ndarray:
+def finite(values: Sequence[float], what: str) -> np.ndarray:
+    """The values as an array; :class:`ThalwegError` where one is no finite number."""
     data = np.array([math.nan if v is None else float(v) for v in values], float)
     bad = int((~np.isfinite(data)).sum())
     if bad:
@@ -381,21 +310,8 @@ def _confidence(confidence: float, resamples: int) -> None:
         )
 
 
-def _times(times: Sequence[float], observed: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
-    t, seen = _finite(times, "times"), np.asarray(observed, bool)
-    if len(t) == 0 or len(t) != len(seen) or t.min() < 0:
-        raise ThalwegError(
-            f"{len(t)} times and {len(seen)} marks: there must be one mark per time, and no time below 0. "
-            "Give the budget as time and False as mark where the event did not come."
-        )
-    return t, seen
-
-
-def _censored(t: np.ndarray, seen: np.ndarray) -> Any:
-    return _scipy().CensoredData(uncensored=t[seen], right=t[~seen])
-
-
-def _scipy() -> Any:
+def scipy_stats() -> Any:
+    """``scipy.stats``, or an error that says how to install it."""
     try:
         from scipy import stats
     except ImportError:

@@ -36,7 +36,7 @@ LAYERS = [
         "statistics",
         "heap",
     },
-    {"space", "grid", "fitting", "claims"},
+    {"space", "grid", "fitting", "claims", "survival"},
     {"objective", "scheme", "landscape", "walk"},
     {"point", "distill", "kronecker"},
     {"curvature", "spectrum", "basin", "river", "trajectory", "fold", "latent"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..statistics import logrank, restricted_mean
+from ..survival import logrank, restricted_mean
 from . import blocks
 from .facts import number
 from .tables import Cell
