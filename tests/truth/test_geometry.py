@@ -207,6 +207,7 @@ def test_flatness_and_angles_of_a_quadratic_are_known():
     assert found["mean_curvature"] == pytest.approx(mean, abs=4 * found["stderr"] + 1e-9)
     assert found["curvature"]["flat"] * found["mean_curvature"] == pytest.approx(0.25 * 0.05)
     assert found["curvature"]["both"] * found["mean_curvature"] == pytest.approx(0.25 * 4.05 / 2)
+    assert found["curvature"]["bottom"] == pytest.approx(found["curvature"]["both"])  # the two least, not one twice
 
 
 def test_in_a_valley_every_candidate_is_the_river():

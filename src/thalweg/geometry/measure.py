@@ -124,10 +124,12 @@ def slice2d(
     *,
     seed: int = 0,
     normal: Mapping[str, Tensor] | None = None,
+    height: float | None = None,
     points: int = 11,
 ) -> dict[str, Any]:
-    """A loss plane through the float weights and a point, against a random orthogonal direction (or a given one) of
-    the same length in rms steps. Axes in units of that length, from -.25 to 1.25 and from -.75 to .75.
+    """A loss plane through the float weights and a point, against a random orthogonal direction (or ``normal``, in
+    steps). ``s`` from -.25 to 1.25 in units of the distance between them (``length``, rms steps), ``t`` from -.75 to
+    .75 in units of ``height`` rms steps (the same length unless given).
 
     Cost: ``points²`` forwards.
     """
@@ -135,8 +137,9 @@ def slice2d(
     other = dict(normal) if normal is not None else space.random_like(origin, seed, "rounding")
     u, v = basin.axes_of_plane(origin, end, space.add(origin, space.mul(other, step)), step)
     length = space.rms(away)
+    height = length if height is None else height
     s = [-0.25 + 1.5 * i / (points - 1) for i in range(points)]
     t = [-0.75 + 1.5 * i / (points - 1) for i in range(points)]
-    far = [x * length for x in s], [x * length for x in t]
+    far = [x * length for x in s], [x * height for x in t]
     loss = basin.surface(objective, dict(origin), u, v, *far)
-    return {"s": s, "t": t, "length": length, "loss": loss.tolist(), "seed": seed}
+    return {"s": s, "t": t, "length": length, "height": height, "loss": loss.tolist(), "seed": seed}

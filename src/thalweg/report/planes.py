@@ -16,8 +16,8 @@ def slices(data: dict[str, Any], name: str = "slices") -> Picture:
     """Planes with contours of the loss above its least value in the plane, one panel per direction (at most four).
 
     ``{"draws": [{"s": [...], "t": [...], "loss": [[...], ...], "against": "random"}, ...], "tolerance": 0.049}``:
-    ``against`` is ``random`` or ``steepest 1`` (a direction of the walls); axes in units of the distance from the
-    float weights (at 0, 0) to the point (at 1, 0).
+    ``against`` is ``random`` or ``steepest 1`` (a direction of the walls); ``s`` in units of the distance (``length``)
+    from the float weights (at 0, 0) to the point (at 1, 0), ``t`` in units of ``height``, both in rms steps.
     """
     draws = data["draws"][:MOST]
     ends = []
@@ -29,16 +29,18 @@ def slices(data: dict[str, Any], name: str = "slices") -> Picture:
     kinds = [_against(d) for d in draws]
     count = " and ".join(
         f"{n} {word} direction" + ("s" if n > 1 else "")
-        for word, n in (("random", kinds.count("random")), ("steepest", len(kinds) - kinds.count("random"))) if n
+        for word, n in (("random", kinds.count("random")), ("steep", len(kinds) - kinds.count("random"))) if n
     )  # fmt: skip
     text = (
-        f"Loss around the float weights and the point, {count} of the same length upwards. The loss at the point is "
+        f"Loss around the float weights and the point, {count} upwards. The loss at the point is "
         f"{number(sum(ends) / len(ends))} nats above the float weights' (nearest places of the plane)."
     )
     return _picture(name, "", "slices", (0.6 + 4.4 * len(draws), 4.0), text, _draw, data)
 
 
 def _draw(figure: Any, data: dict[str, Any]) -> None:
+    from matplotlib.patheffects import withStroke
+
     draws = data["draws"][:MOST]
     every = [x for d in draws for row in d["loss"] for x in row if x is not None and math.isfinite(x)]
     low, high = min(every), max(every)
@@ -52,10 +54,14 @@ def _draw(figure: Any, data: dict[str, Any]) -> None:
         for key, place, label in (("float", 0.0, "float"), ("recovered", 1.0, "point")):
             colour, marker = look(key)
             axes.plot([place], [0.0], marker, color=colour, markersize=11 if key == "float" else 8, mec=PAPER, mew=1.2)
-            axes.annotate(label, (place, 0.0), (0, 9), textcoords="offset points", ha="center", color=INK, fontsize=9)
+            around = {"textcoords": "offset points", "ha": "center", "color": INK, "fontsize": 9}
+            text = axes.annotate(label, (place, 0.0), (0, 9), **around)
+            text.set_path_effects([withStroke(linewidth=2.5, foreground=PAPER)])
         axes.set_xlabel("share of the way to the point")
         if i == 0 or _against(draw) != _against(draws[i - 1]):
-            axes.set_ylabel(f"{_against(draw)} direction, same length")
+            length = draw.get("height", draw.get("length"))
+            size = "same length" if length == draw.get("length") else f"unit: {number(length)} rms steps"
+            axes.set_ylabel(f"{_against(draw)} direction, {size}")
     bar = figure.colorbar(filled, ax=figure.axes, ticks=[0.0, *marks[:: max(1, len(marks) // 6)]])
     bar.ax.set_yticklabels([number(t) for t in bar.get_ticks()])
     bar.set_label("loss above the plane's least, nats")

@@ -9,6 +9,7 @@ learning rate. ``river``: candidates for the river's direction.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -109,11 +110,17 @@ def _slices(scene: Scene) -> dict[str, Any]:
     steep: tuple[Point, ...] = ()
     if options["normals"]:
         steep = river.normal_space(scene.objective, end.reference, end.step, count=options["normals"], seed=seed).basis
-    one = lambda i, normal=None: measure.slice2d(
-        scene.objective, end.reference, end.weights, end.step, seed=i, normal=normal, points=options["points"]
+    one = lambda **how: measure.slice2d(
+        scene.objective, end.reference, end.weights, end.step, points=options["points"], **how
     )
-    random = [{**one(1000 * seed + i), "against": "random"} for i in range(options["draws"])]
-    return {"draws": random + [{**one(seed, v), "against": f"steepest {i + 1}"} for i, v in enumerate(steep)]}
+    draws = [{**one(seed=1000 * seed + i), "against": "random"} for i in range(options["draws"])]
+    for i, v in enumerate(steep):  # steep directions leave the basin much sooner: four first exits are one unit
+        along = space.mul(v, end.step)
+        way = width.widths(scene.objective, end.reference, along, end.step, (basin.TOLERANCE,))
+        near = min(way[f"{basin.TOLERANCE:g}"][side] for side in ("forward", "backward"))
+        height = 4 * near if math.isfinite(near) else None
+        draws.append({**one(seed=seed, normal=v, height=height), "against": f"steepest {i + 1}"})
+    return {"draws": draws}
 
 
 def _widths(scene: Scene) -> dict[str, Any]:
