@@ -89,8 +89,8 @@ def recovery_time(figure: Any, data: dict[str, Any]) -> None:
     if any(t is None for rows in data["times"].values() for row in rows for t in row):
         axes.axhline(horizon, color=GREY, linewidth=0.9, zorder=1)
         axes.annotate(
-            "open: not within the budget (number of runs)", (0.995, horizon), xycoords=("axes fraction", "data"),
-            xytext=(0, 3), textcoords="offset points", ha="right", va="bottom", fontsize=8.5,
+            "open: not within the budget (number of runs)", (1.0, 1.0), xycoords="axes fraction",
+            xytext=(0, 14), textcoords="offset points", ha="right", va="bottom", fontsize=8.5,
         )  # fmt: skip
     axes.set_xticks(rates, [f"{r:g}" for r in rates])
     axes.xaxis.set_minor_locator(nothing())
