@@ -180,11 +180,9 @@ class Run:
 
     def _gradient(self, weights: Mapping[str, Tensor]) -> tuple[float, Point]:
         """Training loss and gradient at some quantized weights on this step's batch, or of other trained tensors."""
-        leaves, fixed = (dict(weights), self.extra)
-        if self.others:
+        leaves, fixed = {**weights, **self.others}, self.fixed
+        if not self.moves_grid:
             leaves, fixed = self.others, {**self.fixed, **weights}
-        if self.others and self.trains_weights:
-            leaves, fixed = {**weights, **self.others}, self.fixed
         if self.batches is None:
             loss, gradient = self.objective.gradient({**fixed, **leaves})
             return loss, {n: gradient[n] for n in leaves}

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import space
 from ..errors import ThalwegError
+from ..space import Point
 
 LIMIT = 6 / np.pi**2
 """Share of the first component of a long random walk in many dimensions (Antognini and Sohl-Dickstein 2018,
@@ -54,9 +55,7 @@ def tail(
     count = len(checkpoints)
     if count < 3:
         raise ThalwegError(f"{count} checkpoints have no principal direction. Keep at least 3, with a smaller tail.")
-    rows = [space.div(c, step) for c in checkpoints]
-    rows = [space.sub(r, rows[0]) for r in rows]
-    gram = np.array([[space.dot(a, b) for b in rows] for a in rows])
+    gram = inner_products(from_first(checkpoints, step))
     share, along = _first(gram)
     steps = [gram[i + 1, i + 1] - 2 * gram[i, i + 1] + gram[i, i] for i in range(count - 1)]
     whole = float(np.sqrt(max(gram[-1, -1], 0.0)))
@@ -64,7 +63,7 @@ def tail(
     total = float(np.sqrt(np.maximum(steps, 0)).sum())
     # the first component is Σ along_i (row_i - mean); its inner product with the last row, over both lengths
     middle = gram - gram.mean(0, keepdims=True)
-    length = np.sqrt(max(along @ _centred(gram) @ along, 1e-300))
+    length = np.sqrt(max(along @ centred(gram) @ along, 1e-300))
     drift = abs(float(along @ middle[:, -1])) / (length * max(whole, 1e-300))
     mean = gram.mean(0)
     back = gram[-1, -1] - 2 * mean[-1] + gram.mean()
@@ -74,14 +73,26 @@ def tail(
     return Tail(share, float(null.mean()), high, straight, drift, average, count, seed)
 
 
-def _centred(gram: np.ndarray) -> np.ndarray:
+def from_first(checkpoints: Sequence[Mapping[str, Tensor]], step: Mapping[str, Tensor]) -> list[Point]:
+    """The ways from the first checkpoint to every one, in steps."""
+    rows = [space.div(c, step) for c in checkpoints]
+    return [space.sub(r, rows[0]) for r in rows]
+
+
+def inner_products(rows: Sequence[Mapping[str, Tensor]]) -> np.ndarray:
+    """Inner products of all pairs."""
+    return np.array([[space.dot(a, b) for b in rows] for a in rows])
+
+
+def centred(gram: np.ndarray) -> np.ndarray:
+    """Inner products after the mean of all rows is taken out."""
     middle = np.eye(len(gram)) - 1 / len(gram)
     return middle @ gram @ middle
 
 
 def _first(gram: np.ndarray) -> tuple[float, np.ndarray]:
     """Share of the first principal component, and its coefficients over centred rows."""
-    values, vectors = np.linalg.eigh(_centred(gram))
+    values, vectors = np.linalg.eigh(centred(gram))
     return float(values[-1] / max(values.clip(0).sum(), 1e-300)), vectors[:, -1]
 
 

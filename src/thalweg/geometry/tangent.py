@@ -12,16 +12,15 @@ from .. import curvature, space, spectrum
 from ..curvature import Product
 from ..objective import Objective
 from ..space import Point
-from .directions import _centred
+from .directions import centred, from_first, inner_products
 from .sight import overlap
 
 
 def principal(checkpoints: Sequence[Mapping[str, Tensor]], step: Mapping[str, Tensor], count: int) -> list[Point]:
     """The first principal components of checkpoints, orthonormal in the step metric; fewer where the checkpoints span
     less. Cost: inner products of all pairs."""
-    rows = [space.div(c, step) for c in checkpoints]
-    rows = [space.sub(r, rows[0]) for r in rows]
-    values, vectors = np.linalg.eigh(_centred(np.array([[space.dot(a, b) for b in rows] for a in rows])))
+    rows = from_first(checkpoints, step)
+    values, vectors = np.linalg.eigh(centred(inner_products(rows)))
     found = []
     for value, vector in list(zip(values, vectors.T, strict=True))[::-1][:count]:
         if value > 1e-12 * max(values[-1], 1e-300):
@@ -89,5 +88,5 @@ def compare(
 def unit(displacement: Mapping[str, Tensor], step: Mapping[str, Tensor]) -> list[Point]:
     """A displacement as a basis of one vector in the step metric; none where it is zero."""
     inner = space.div(displacement, step)
-    length = space.dot(inner, inner) ** 0.5
+    length = space.norm(inner)
     return [space.scale(inner, 1 / length)] if length > 0 else []
