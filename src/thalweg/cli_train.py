@@ -39,6 +39,9 @@ def train(
     freeze: Annotated[float, typer.Option(help="Rate of flips back that freezes a code; 0: never.")] = 0.0,
     refresh: Annotated[int, typer.Option(help="Steps between refits of the grids; 0: fixed.")] = 0,
     batchnorm: Annotated[bool, typer.Option("--batchnorm", help="Re-estimate BatchNorm at the end.")] = False,
+    precision: Annotated[
+        str, typer.Option(help="Of training steps: float32, bf16, or auto (bf16 where the hardware is fast at it).")
+    ] = "float32",
     check_every: Annotated[int, typer.Option(help="Steps between looks at the frozen data.")] = 10,
     tolerance: Annotated[
         float | None, typer.Option(help="Rise in nats that counts as inside. Default ln 1.05.")
@@ -63,7 +66,7 @@ def train(
         steps=steps, optimizer=optimizer, lr=0.1 if lr is None and optimizer == "sgd" else lr,
         momentum=momentum, schedule=schedule, estimator=estimator, start=start, check_every=check_every, stop=stop,
         seed=seed, trains=trains, distill=distill, hidden=hidden, blockwise=blockwise, lora=lora, damping=damping,
-        freeze=freeze, refresh=refresh, batchnorm=batchnorm, gradient=gradient,
+        freeze=freeze, refresh=refresh, batchnorm=batchnorm, gradient=gradient, precision=precision,
     )  # fmt: skip
     if tolerance is not None:
         recipe = replace(recipe, tolerance_nats=tolerance)

@@ -19,6 +19,7 @@ from .latent import Latent
 from .objective import Objective
 from .optimize import Movers
 from .point import QuantizedPoint
+from .precision import settled
 from .scheme import refit
 from .space import Point
 from .task import Progress, silent
@@ -64,7 +65,8 @@ def train(
         keep: called at each check with the step and the deployed point (to draw the path).
 
     Raises:
-        ThalwegError: unknown optimizer, estimator or recipe, a checkpoint of another run, a loss that is not finite.
+        ThalwegError: unknown optimizer, estimator or recipe, a checkpoint of another run, a loss that is not finite,
+            bf16 on a device that only emulates it.
 
     Cost: one gradient per step (see :mod:`thalweg.train_loss` for the recipes that need more); per check two
     forwards and one gradient (two with gradient ``noise``, ``stochastic``, ``frozen`` and soft estimators).
@@ -75,6 +77,10 @@ def train(
         raise ThalwegError("The list of training batches is empty. Pass at least one batch.")
     if batches is None and (recipe.distill or recipe.hidden or recipe.blockwise):
         raise ThalwegError("Distillation and block-wise training need training batches. Pass a list or a function.")
+    if batches is None and recipe.precision == "bf16":
+        raise ThalwegError(
+            "The exact gradient over frozen data is taken in float32. Pass training batches, or no bf16."
+        )
     modules = recipe.batchnorm or recipe.trains in ("norms", "rest", "all")
     if not objective.has_outputs and (recipe.distill or recipe.hidden or recipe.blockwise or modules):
         raise ThalwegError("A plain function has no outputs, blocks or norms. Train its weights or scales.")
@@ -106,6 +112,8 @@ class Run:
         estimator = catalog.get("estimators", recipe.estimator)()
         if recipe.lr is None:
             recipe = replace(recipe, lr=estimator.lr if recipe.optimizer == "adamw" else 0.02)
+        exact = batches is None and recipe.precision == "auto"
+        recipe = replace(recipe, precision="float32" if exact else settled(recipe.precision, objective.device))
         if recipe.gradient != "deployed" and recipe.estimator != "ste":
             raise ThalwegError(
                 f"The control gradient={recipe.gradient!r} goes with the estimator ste, not {recipe.estimator!r}. "

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from .blocks import blocks, captured, first_tensor, halted
 from .errors import ThalwegError
 from .objective import Objective, to_device
+from .precision import full, laid_out, products
 from .space import Point
 from .trajectory import Recipe
 
@@ -37,9 +38,19 @@ def gradient(
         elif recipe.distill or recipe.hidden:
             loss = _distilled(objective, recipe, {**fixed, **leaves}, batch)
         else:
-            loss = objective.batch_loss({**fixed, **leaves}, batch)
+            batch = to_device(batch, objective.device)
+            output = _forward(objective, recipe, {**fixed, **leaves}, batch)
+            loss = objective.sample_losses(output, batch).mean()
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    return float(loss.detach()), {n: g for n, g in zip(leaves, found, strict=True) if g is not None}
+    return float(loss.detach()), {n: g.contiguous() for n, g in zip(leaves, found, strict=True) if g is not None}
+
+
+def _forward(objective: Objective, recipe: Recipe, weights: Mapping[str, Tensor], batch: Any) -> Any:
+    """The model's output in the recipe's precision, itself in float32 where that is half."""
+    if recipe.precision == "float32":
+        return objective.forward(weights, batch)
+    with products(recipe.precision, objective.device):
+        return full(objective.forward(weights, laid_out(batch)))
 
 
 def divergence(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -54,9 +65,9 @@ def _distilled(objective: Objective, recipe: Recipe, weights: Point, batch: Any)
     batch = to_device(batch, objective.device)
     names = blocks(objective.model) if recipe.hidden else []
     with torch.no_grad(), captured(objective.model, names) as theirs:
-        teacher = objective.forward({}, batch)
+        teacher = _forward(objective, recipe, {}, batch)
     with captured(objective.model, names) as ours:
-        output = objective.forward(weights, batch)
+        output = _forward(objective, recipe, weights, batch)
     loss = torch.zeros((), device=objective.device)
     if recipe.distill < 1:
         loss = loss + (1 - recipe.distill) * objective.sample_losses(output, batch).mean()
@@ -72,6 +83,7 @@ def _distilled(objective: Objective, recipe: Recipe, weights: Point, batch: Any)
 
 def relative_error(found: Tensor, wanted: Tensor) -> Tensor:
     """Squared error over squared size: 0 for equal tensors, 1 for a zero."""
+    found, wanted = full(found), full(wanted)
     return (found - wanted).square().mean() / wanted.square().mean().clamp(min=1e-12)
 
 
@@ -89,13 +101,14 @@ def _block(
     name = block_of(step, recipe.steps, blocks(model))
     with torch.no_grad():
         with halted(model, name, output=True) as target:
-            objective.forward({}, batch)
+            _forward(objective, recipe, {}, batch)
         with halted(model, name, output=False) as inputs:
-            objective.forward({**fixed, **leaves}, batch)
+            _forward(objective, recipe, {**fixed, **leaves}, batch)
     if len(inputs) != 2 or len(target) != 1:
         raise ThalwegError(f"The forward pass does not reach block {name!r}. Train without --blockwise.")
     head = f"{name}."
     mine = {n: w for n, w in leaves.items() if n.startswith(head)}
     local = {n.removeprefix(head): w for n, w in {**fixed, **mine}.items() if n.startswith(head)}
-    output = functional_call(model.get_submodule(name), local, inputs[0], inputs[1])
+    with products(recipe.precision, objective.device):
+        output = functional_call(model.get_submodule(name), local, inputs[0], inputs[1])
     return mine, relative_error(first_tensor(output), target[0])

@@ -11,6 +11,7 @@ import torch
 
 from .errors import ThalwegError, unknown
 from .point import QuantizedPoint
+from .precision import PRECISIONS
 from .space import Point
 
 TRAINS = ("weights", "scales", "norms", "rest", "all")
@@ -48,6 +49,8 @@ class Recipe:
     ``freeze``: share of steps with a flip *back* beyond which a code is frozen; 0: never (the same, section 4.2).
     ``refresh``: refit the grids to the latent weights every so many steps; 0: grids stay fixed.
     ``batchnorm``: re-estimate BatchNorm statistics at the end from the calibration data.
+    ``precision``: of the products in a training step, ``"float32"``, ``"bf16"`` or ``"auto"`` (bf16 where the hardware
+    multiplies it fast, see :mod:`thalweg.precision`); weights, updates and every judgement stay float32.
     """
 
     steps: int = 300
@@ -74,6 +77,7 @@ class Recipe:
     batchnorm: bool = False
     gradient: str = "deployed"
     tail: int = 0
+    precision: str = "float32"
 
     def check(self) -> None:
         """Raise :class:`ThalwegError` where the recipe cannot run."""
@@ -98,6 +102,8 @@ class Recipe:
                 f"tail={self.tail}: "
                 "one is negative. Use 0 to switch it off."
             )
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         if self.gradient not in GRADIENTS:
             raise unknown("gradient", self.gradient, GRADIENTS)
         if self.gradient != "deployed" and (

@@ -17,7 +17,7 @@ from ..space import fingerprint, generator
 from ..task import FAR, Progress, Task
 from ._fit import Plan, adapted, augmented, fit, recipe_of
 from ._images import Images
-from ._run import Run, bundle, chosen, device_type
+from ._run import Run, bundle, chosen
 
 VERSION = 1
 HELD_OUT, FROZEN, CALIBRATION, BATCH = 5000, 512, 512, 256
@@ -56,16 +56,14 @@ def classifier(source: Source, seed: int, progress: Progress, run: Run | None = 
         "data": fingerprint({"x": images.x, "y": images.y}),
         "given": None if source.given is None else fingerprint(source.given),
     }  # fmt: skip
-    kind = device_type(run.device)
-    if kind != "cpu":
-        key["device"] = kind
+    key.update(run.where())
 
     def train() -> tuple[dict[str, Tensor], dict[str, Any]]:
         started = time.perf_counter()
         place = cache_folder() / f"{source.name.replace(':', '-')}-{content_hash(key)}.training.safetensors"
         report = lambda done, total: progress(f"training {source.name}", done, total)
         kept = fit(
-            model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report, device=run.device
+            model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report, run=run
         )
         return bundle(model.state_dict(), kept), {
             "training_s": round(time.perf_counter() - started, 2), "threads": torch.get_num_threads()

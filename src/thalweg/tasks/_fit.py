@@ -83,20 +83,21 @@ def augmented(x: Tensor, plan: Plan, gen: torch.Generator) -> Tensor:
 def fit(
     model: nn.Module, x: Tensor, y: Tensor, plan: Plan, seed: int,
     *, normal: Callable[[Tensor], Tensor], checkpoint: Path | None = None,
-    report: Callable[[int, int], None] = lambda done, total: None, device: str = "cpu",
+    report: Callable[[int, int], None] = lambda done, total: None, run: Run | None = None,
 ) -> dict[int, dict[str, Tensor]]:  # fmt: skip
     """Train in place on images ``[n, channels, h, w]`` (uint8, made float by ``normal`` after augmentation) and labels.
     States of the epochs in ``plan.keep`` come back.
 
     Order and augmentation of an epoch depend on the seed and its number only. With ``checkpoint`` the state is kept
     there after every epoch and taken up again; the file goes when training is done. The same bits for the same
-    number of threads on the CPU; CUDA is faster and gives other bits (``_run.forward_on``). The model is on the CPU
-    in the end. Cost: ``epochs`` gradients over the data.
+    number of threads on the CPU; CUDA and bf16 are faster and give other bits (``_run.forward_on``); of ``run`` only
+    device and precision are read. The model is on the CPU in the end. Cost: ``epochs`` gradients over the data.
 
     Raises:
         ThalwegError: a loss that is not finite, or no such device.
     """
-    where, forward = forward_on(model, device)
+    run = run or Run()
+    where, forward = forward_on(model, run.device, run.precision)
     optimizer = _optimizer(model, plan)
     per_epoch = max(1, len(x) // plan.batch)
     total = per_epoch * plan.epochs
@@ -128,8 +129,7 @@ def fit(
             save(checkpoint, model, optimizer, memory, {"plan": recipe, "epoch": epoch + 1})
     if memory.average is not None:
         model.load_state_dict(memory.average)
-    if where.type != "cpu":
-        model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    model.to("cpu").to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     model.eval()

@@ -15,7 +15,7 @@ from ..errors import ThalwegError
 from ..space import generator
 from ..task import FAR, Progress, Task
 from ._pretrain import adapted, next_token_loss, pretrain
-from ._run import Run, bundle, chosen, device_type
+from ._run import Run, bundle, chosen
 from ._text import rows, spread_rows, unigram_loss
 
 VERSION = 1
@@ -77,8 +77,7 @@ def language(
         "transformers": _version(),
         "data": hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16],
     }  # fmt: skip
-    if (kind := device_type(run.device)) != "cpu":
-        key["device"] = kind
+    key.update(run.where())
 
     def sample(gen: torch.Generator, count: int) -> Tensor:
         start = torch.randint(0, len(data) - context, (count, 1), generator=gen)
@@ -89,7 +88,7 @@ def language(
         place = cache_folder() / f"{label.replace(':', '-')}-{content_hash(key)}.training.safetensors"
         kept = pretrain(
             model, lambda gen: sample(gen, recipe["batch"]), recipe, generator(seed, f"{family} training"),
-            checkpoint=place, report=lambda a, b: progress(f"training {label}", a, b), device=run.device,
+            checkpoint=place, report=lambda a, b: progress(f"training {label}", a, b), run=run,
         )  # fmt: skip
         return bundle(model.state_dict(), kept), {"training_s": round(time.perf_counter() - started, 2)}
 

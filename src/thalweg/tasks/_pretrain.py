@@ -44,7 +44,7 @@ def next_token_loss(forward: Callable[..., Any], ids: Tensor) -> Tensor:
 def pretrain(
     model: nn.Module, draw: Callable[[torch.Generator], Tensor], recipe: dict[str, Any], gen: torch.Generator,
     *, checkpoint: Path | None = None, report: Callable[[int, int], None] = lambda done, total: None,
-    device: str = "cpu",
+    run: Run | None = None,
 ) -> dict[int, dict[str, Tensor]]:  # fmt: skip
     """Train in place on rows that ``draw`` takes with ``gen``; states of the steps in ``recipe["keep"]`` come back.
 
@@ -60,7 +60,8 @@ def pretrain(
     """
     total, parts = recipe["steps"], recipe.get("accumulate", 1)
     warmup, decay = recipe.get("warmup_steps") or 0.05 * total, recipe.get("ema", 0.0)
-    where, forward = forward_on(model, device)
+    run = run or Run()
+    where, forward = forward_on(model, run.device, run.precision)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(

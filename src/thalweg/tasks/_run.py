@@ -11,22 +11,39 @@ from torch import Tensor, nn
 
 from ..errors import ThalwegError
 from ..objective import choose_device
+from ..precision import half_forward, settled
 
 
 @dataclass(frozen=True)
 class Run:
     """``at``: the state that becomes the model (0: the last). ``length``: epochs or steps (0: the recipe's). ``keep``:
     states that are kept besides the last, in epochs or steps. ``ema``: decay of an exponential average of the weights,
-    which then takes their place (0: none). ``device``: where it trains; the task's model is on the CPU after it."""
+    which then takes their place (0: none). ``device``: where it trains; the task's model is on the CPU after it.
+    ``precision``: of :mod:`thalweg.precision`, or empty for the device's usual one: bf16 on CUDA, else float32."""
 
     at: int = 0
     length: int = 0
     keep: tuple[int, ...] = ()
     ema: float = 0.0
     device: str = "cpu"
+    precision: str = ""
+
+    def where(self) -> dict[str, str]:
+        """What of device and precision is in a cache's key: nothing for float32 on the CPU.
+
+        Raises:
+            ThalwegError: no such precision, or bf16 where it is only emulated.
+        """
+        kind = device_type(self.device)
+        key = {} if kind == "cpu" else {"device": kind}
+        usual = "bf16" if kind == "cuda" else "float32"
+        if not self.precision or (kind == "cuda" and self.precision == "auto"):
+            return key
+        found = settled(self.precision, torch.device(kind))
+        return key if found == usual else {**key, "precision": found}
 
 
-def run_of(at: int, length: int, keep: str, ema: float, device: str) -> Run:
+def run_of(at: int, length: int, keep: str, ema: float, device: str, precision: str = "") -> Run:
     """A run from options as they are written: ``keep`` is ``"180"`` or ``"100,180"``.
 
     Raises:
@@ -40,7 +57,7 @@ def run_of(at: int, length: int, keep: str, ema: float, device: str) -> Run:
         raise ThalwegError(f"at={at}, length {length} and keep={keep!r} count from 1. Correct the option.")
     if not 0 <= ema < 1:
         raise ThalwegError(f"ema={ema} is not in 0..1. Try ema=0.999.")
-    return Run(at, length, kept, ema, device)
+    return Run(at, length, kept, ema, device, precision)
 
 
 def device_type(name: str) -> str:
@@ -53,33 +70,25 @@ def device_type(name: str) -> str:
         raise ThalwegError(f"There is no device type {name!r}. Use cpu, cuda or auto.") from None
 
 
-def forward_on(model: nn.Module, device: str) -> tuple[torch.device, Callable[..., Any]]:
+def forward_on(model: nn.Module, device: str, precision: str = "") -> tuple[torch.device, Callable[..., Any]]:
     """The device, and the model's forward there; the model itself is moved.
 
-    On the CPU the forward is the model, with the same bits as ever. On CUDA it is compiled, runs in bf16 autocast and,
-    for images, in channels last; ``TORCH_COMPILE_DISABLE=1`` in the environment leaves compiling out. Weights,
-    gradients and the optimizer stay float32. Bits differ from the CPU's and between cards.
+    In float32 on the CPU the forward is the model, with the same bits as ever. In bf16, which is usual on CUDA, images
+    are in channels last, and on CUDA the forward is compiled (not with ``TORCH_COMPILE_DISABLE=1`` in the environment).
+    Weights, gradients and the optimizer stay float32. Bits differ between precisions, devices and cards.
 
     Raises:
-        ThalwegError: this machine has no such device.
+        ThalwegError: this machine has no such device, or only emulates bf16 on it.
     """
     where = choose_device(device)
+    kind = settled(precision or ("bf16" if where.type == "cuda" else "float32"), where)
+    if kind == "bf16":
+        model.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return where, half_forward(torch.compile(model) if where.type == "cuda" else model, where)
     if where.type == "cpu":
         return where, model
     model.to(where)
-    if where.type != "cuda":
-        return where, lambda x, **options: model(x.to(where), **options)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    compiled = torch.compile(model)
-
-    def forward(x: Tensor, **options: Any) -> Any:
-        x = x.to(where, non_blocking=True)
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cuda", torch.bfloat16):
-            return compiled(x, **options)
-
-    return where, forward
+    return where, lambda x, **options: model(x.to(where), **options)
 
 
 def chosen(tensors: Mapping[str, Tensor], at: int, last: int) -> dict[str, Tensor]:

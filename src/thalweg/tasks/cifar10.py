@@ -21,7 +21,7 @@ from ._vision import VisionTransformer
 
 SCRATCH = Plan(200, lr=0.1, decay=1e-4)
 PAPER = Plan(200, lr=0.1, decay=2e-4, warmup=0.0, nesterov=False, decay_all=True, keep=(180,))
-TUNED = {"resnet20": Plan(8, lr=0.05, decay=5e-4)}
+TUNED = {"resnet20": Plan(8, lr=0.05, decay=5e-4), "resnet56": Plan(12, lr=0.1, decay=5e-4)}
 USUAL = Plan(5, lr=0.05, decay=5e-4)
 RESNETS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9}
 SIZES: dict[str, tuple[Callable[[], nn.Module], Plan]] = {
@@ -37,14 +37,15 @@ GIVEN = "resnet_cifar10"
 
 def cifar10(
     size: str = "resnet20", *, seed: int = 0, progress: Progress = silent, at: int = 0, epochs: int = 0,
-    keep: str = "", ema: float = 0.0, device: str = "cpu",
+    keep: str = "", ema: float = 0.0, device: str = "cpu", precision: str = "",
 ) -> Task:  # fmt: skip
     """CIFAR-10 from files that you fetch: ResNet-20, 32, 44 or 56, or a small ViT.
 
     ``size``: ``resnet20`` (270k weights), ``resnet32``, ``resnet44``, ``resnet56`` (853k), ``vit`` (458k). Images: see
     ``thalweg.tasks._images.cifar10``; ``info["pixels"]`` says whether they are lossless. A checkpoint
     ``resnet_cifar10/resnet20-*.th`` in the data folder (github akamaster/pytorch_resnet_cifar10) is taken as it is on
-    lossless images and tuned for five epochs on others (ResNet-20: eight); it has seen the validation images.
+    lossless images and tuned on others (ResNet-20: eight epochs, ResNet-56: twelve, else five); it has seen the
+    validation images.
     Without one, 200 epochs of SGD from a random start (learning rate .1, cosine, weight decay 1e-4; He et al. 2015,
     arXiv:1512.03385, section 4.2, has steps instead of the cosine). ``resnet20-scratch`` and its larger sisters take no
     checkpoint: 200 epochs of SGD with momentum .9, batches of 128, learning rate .1 along a cosine without warm-up,
@@ -55,8 +56,9 @@ def cifar10(
 
     ``at``: the epoch whose state is the model (0: the last), one of those in ``keep`` (``"100,180"``). ``epochs``: 0
     for the recipe's. ``ema``: decay of an average of the weights that replaces them (0: none). ``device``: where it
-    trains; ``cuda`` is faster, in bf16, and gives weights of its own. Weights that are taken as they are have no
-    epochs, and nothing of this applies to them.
+    trains; ``cuda`` is faster, in bf16, and gives weights of its own. ``precision``: of training; ``auto`` is bf16
+    where the hardware multiplies it fast (CUDA, CPUs with AMX: ResNet-56 twice as fast), else float32; empty is float32
+    on a CPU. Weights that are taken as they are have no epochs, and nothing of this applies to them.
 
     Raises:
         ThalwegError: an unknown size, data absent or damaged, a checkpoint that does not fit, an epoch not kept.
@@ -69,7 +71,7 @@ def cifar10(
     make, plan = SIZES[size]
     normal = partial(normalised, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     source = Source(f"cifar10:{size}", images, make, plan, normal, given(size), TUNED.get(size, USUAL))
-    return classifier(source, seed, progress, run_of(at, epochs, keep, ema, device))
+    return classifier(source, seed, progress, run_of(at, epochs, keep, ema, device, precision))
 
 
 def given(size: str) -> dict[str, Tensor] | None:

@@ -25,14 +25,14 @@ SIZES: dict[str, tuple[Callable[[], nn.Module], Plan]] = {
 
 def fashion(
     size: str = "cnn", *, seed: int = 0, progress: Progress = silent, at: int = 0, epochs: int = 0, keep: str = "",
-    ema: float = 0.0, device: str = "cpu",
+    ema: float = 0.0, device: str = "cpu", precision: str = "",
 ) -> Task:  # fmt: skip
     """Fashion-MNIST from files that you fetch: a CNN without BatchNorm, or a small ViT.
 
     ``size``: ``cnn`` (121k weights), ``vit`` (139k), ``tiny`` (for trying things out). Files: see
     ``thalweg.tasks._images.fashion_mnist``; the error says where to get them. 55,000 images train, 512 of the other
     5,000 are the frozen validation data, all 10,000 test images the test. ``at``, ``epochs``, ``keep``, ``ema``,
-    ``device``: as in ``cifar10``.
+    ``device``, ``precision``: as in ``cifar10``.
 
     Raises:
         ThalwegError: an unknown size, data absent or damaged, an epoch not kept.
@@ -44,4 +44,4 @@ def fashion(
     make, plan = SIZES[size]
     normal = partial(normalised, mean=(0.2860,), std=(0.3530,))
     source = Source(f"fashion:{size}", fashion_mnist, make, plan, normal)
-    return classifier(source, seed, progress, run_of(at, epochs, keep, ema, device))
+    return classifier(source, seed, progress, run_of(at, epochs, keep, ema, device, precision))

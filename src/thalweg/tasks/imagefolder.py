@@ -37,6 +37,7 @@ SIDE, MOST = 32, 4 * 2**30
 def imagefolder(
     path: str = "", *, seed: int = 0, progress: Progress = silent, size: int = 0, per_class: int = 0,
     weights: str = "", at: int = 0, epochs: int = 0, keep: str = "", ema: float = 0.0, device: str = "cpu",
+    precision: str = "",
 ) -> Task:  # fmt: skip
     """Any folder of class folders (``imagefolder:PATH``, ``imagefolder:PATH:vit``): a network trained on it, or timm's.
 
@@ -45,8 +46,8 @@ def imagefolder(
     ``vit`` (460k), ``cnn``, all trained here, or ``timm:NAME``, which is ``timm:NAME?data=PATH``. ``size``: pixels of
     each side, 32 unless given, divisible by 8; images are shrunk to it at their shorter edge and cut in the middle.
     ``per_class``: at most so many images of each class (0: all). ``weights``: see ``timm``. ``at``, ``epochs``,
-    ``keep``, ``ema``, ``device``: as in ``cifar10``. A tenth of the training images does not train; up to 512 of
-    them are the frozen validation data.
+    ``keep``, ``ema``, ``device``, ``precision``: as in ``cifar10``. A tenth of the training images does not train; up
+    to 512 of them are the frozen validation data.
 
     Raises:
         ThalwegError: no folder or network of that name, images that cannot be decoded or are too many for memory,
@@ -56,7 +57,7 @@ def imagefolder(
     32×32 and the 40 epochs of ``resnet20`` on two cores.
     """
     place, network = _parted(path)
-    run = run_of(at, epochs, keep, ema, device)
+    run = run_of(at, epochs, keep, ema, device, precision)
     if network.startswith("timm:"):
         if run != Run() or size:
             raise ThalwegError(

@@ -15,6 +15,7 @@ from ._text import read_text, split_text
 def text(
     path: str = "", *, seed: int = 0, progress: Progress = silent, config: str = "", column: str = "text",
     characters: int = 0, at: int = 0, steps: int = 0, keep: str = "", ema: float = 0.0, device: str = "cpu",
+    precision: str = "",
 ) -> Task:  # fmt: skip
     """Any UTF-8 text file (``text:FILE``) or data set (``text:datasets/OWNER/NAME``): a Llama with its own tokenizer.
 
@@ -25,7 +26,8 @@ def text(
     and ``characters`` say which of its configurations, which column and how much of it (20 million characters unless
     given; all of it is held in memory, 8 bytes a token). ``at``: the step whose state is the model (0: the last), one
     of those in ``keep``. ``steps``: 0 for the recipe's. ``ema``: decay of an average of the weights that replaces
-    them. ``device``: where it trains; ``cuda`` is faster, in bf16, and gives weights of its own.
+    them. ``device``: where it trains; ``cuda`` is faster, in bf16, and gives weights of its own. ``precision``: as in
+    ``cifar10``.
 
     The protocol (context, stride, special tokens, split, tokenizer's hash) is in ``info``: perplexities compare only
     where all of it is equal. Cost: training takes about 100 s on two cores, once, then it is cached; ``213m`` takes
@@ -39,7 +41,7 @@ def text(
         raise ThalwegError("The task text needs a file: text:FILE, such as text:book.txt.")
     place, _, size = path.rpartition(":")
     path, size = (place, size) if place and size in SIZES else (path, "small")
-    run = run_of(at, steps, keep, ema, device)
+    run = run_of(at, steps, keep, ema, device, precision)
     if path.startswith("datasets/") and not Path(path).is_file():
         name, parts, info = corpus(path.removeprefix("datasets/"), config, column, characters or CHARACTERS, progress)
         label = f"text:{name}:{size}"

@@ -1,0 +1,77 @@
+"""Training in bf16: products in half precision where the hardware multiplies them fast, everything else in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import ThalwegError, unknown
+
+PRECISIONS = ("float32", "bf16", "auto")
+
+
+def multiplies(device: torch.device) -> bool:
+    """True where bf16 products are faster than float32 ones: CUDA cards that have them, and CPUs with a matrix unit
+    (AMX). Elsewhere a CPU emulates them, hundreds of times slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+
+
+def settled(precision: str, device: torch.device) -> str:
+    """``float32`` or ``bf16``: what a precision means on a device; ``auto`` is bf16 where :func:`multiplies` says so.
+
+    Raises:
+        ThalwegError: no such precision, or bf16 on a device that only emulates it.
+    """
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if precision == "bf16" and not multiplies(device):
+        raise ThalwegError(
+            f"Device {str(device)!r} here multiplies bf16 numbers by emulation, hundreds of times slower than float32. "
+            "Use the precision auto or float32."
+        )
+    return ("bf16" if multiplies(device) else "float32") if precision == "auto" else precision
+
+
+def products(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Within it, matrix products and convolutions run in the precision, for forward passes whose gradient is wanted.
+
+    bf16 keeps 8 bits of every factor; sums inside a product, norms, softmax and losses stay float32 (torch.autocast).
+    Gradients come back in float32 with a relative error of some hundredths: for training steps, not for judging.
+    """
+    if settled(precision, device) == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def laid_out(batch: Any) -> Any:
+    """Images of a batch in channels last, the layout that bf16 convolutions want; everything else as it is."""
+    if isinstance(batch, Tensor):
+        return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+    if isinstance(batch, list | tuple):
+        return type(batch)(laid_out(part) for part in batch)
+    return batch
+
+
+def full(output: Any) -> Any:
+    """An output in float32: a tensor, or the logits of a model's output; everything else as it is."""
+    if isinstance(output, Tensor):
+        return output.float() if output.dtype in (torch.bfloat16, torch.float16) else output
+    if isinstance(logits := getattr(output, "logits", None), Tensor):
+        output.logits = full(logits)
+    return output
+
+
+def half_forward(forward: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """A forward that moves its input to the device and runs in bf16."""
+
+    def run(x: Tensor, **options: Any) -> Any:
+        with products("bf16", device):
+            return forward(laid_out(x.to(device, non_blocking=True)), **options)
+
+    return run
