@@ -10,7 +10,8 @@ from thalweg import space
 from thalweg.distill import Teacher
 from thalweg.errors import ThalwegError
 from thalweg.grid import Grid, Layout
-from thalweg.methods._matched import descend_columns, target
+from thalweg.methods._columns import descend_columns
+from thalweg.methods._matched import target
 from thalweg.methods._reconstruct import Quadratic, split
 from thalweg.objective import Objective
 from thalweg.point import quantize
@@ -45,6 +46,10 @@ def test_with_equal_inputs_the_target_is_the_weight():
     assert torch.allclose(target(form_of(x, x), grid, weight, 0.1), weight, atol=1e-12)
 
 
+def descend(codes, weight, grid, moment, sweeps, block=32):
+    return descend_columns([codes], [weight], [grid], moment, 0.01, sweeps, block)[0]
+
+
 @pytest.mark.parametrize("scheme, groups", [("w2", 1), ("w2", 2), ("w3a", 1), ("lsbq2", 1), ("nf4", 1), ("w2g4", 1)])
 def test_sweeps_end_where_no_single_change_helps(scheme, groups):
     weight = draw(4, 8)
@@ -56,10 +61,10 @@ def test_sweeps_end_where_no_single_change_helps(scheme, groups):
     codes = grid.encode(weight)
     held = [value(codes)]
     for _ in range(3):
-        codes = descend_columns(codes, weight, grid, moment, 0.01, 1)
+        codes = descend(codes, weight, grid, moment, 1)
         held.append(value(codes))
     assert held == sorted(held, reverse=True) and held[1] < held[0]
-    final = descend_columns(codes, weight, grid, moment, 0.01, 50)
+    final = descend(codes, weight, grid, moment, 50)
     for i in range(weight.numel()):
         for code in range(grid.count):
             other = final.flatten().clone()
@@ -69,9 +74,8 @@ def test_sweeps_end_where_no_single_change_helps(scheme, groups):
 
 @pytest.mark.parametrize("scheme, groups", [("w2", 1), ("w3a", 2), ("lsbq2", 1), ("nf4", 1), ("w2g8", 1)])
 @pytest.mark.parametrize("columns", [1, 5, 64])
-def test_blocks_of_columns_sweep_as_one_column_after_another(scheme, groups, columns, monkeypatch):
+def test_blocks_of_columns_sweep_as_one_column_after_another(scheme, groups, columns):
     """Against the loop that one would write: the whole form's pull on every column anew."""
-    monkeypatch.setattr("thalweg.methods._matched.COLUMNS", columns)
     weight = draw(6, 24, seed=3)
     grid = Scheme.parse(scheme).grids({"w": weight.float()}, {"w": 0}, "mse")["w"]
     x = draw(groups, 40, 24, seed=1) @ draw(groups, 24, 24, seed=2)
@@ -87,7 +91,19 @@ def test_blocks_of_columns_sweep_as_one_column_after_another(scheme, groups, col
                 e = split(grid, grid.decode(trial).double() - weight, groups)
                 rise.append((torch.bmm(e, damped) * e).sum(-1).flatten())
             codes[:, j] = torch.stack(rise).argmin(0).to(torch.uint8)
-    assert torch.equal(descend_columns(grid.encode(weight), weight, grid, moment, 0.01, 2), codes)
+    assert torch.equal(descend(grid.encode(weight), weight, grid, moment, 2, columns), codes)
+
+
+@pytest.mark.parametrize("scheme, groups", [("w2", 1), ("w3a", 2), ("nf4", 1), ("w2g8", 1)])
+def test_layers_that_share_an_input_are_swept_as_one(scheme, groups):
+    weights = [draw(6, 24, seed=3), draw(10, 24, seed=4)]
+    grids = [Scheme.parse(scheme).grids({"w": w.float()}, {"w": 0}, "mse")["w"] for w in weights]
+    x = draw(groups, 40, 24, seed=1) @ draw(groups, 24, 24, seed=2)
+    moment = x.mT @ x / 40
+    codes = [g.encode(w) for g, w in zip(grids, weights, strict=True)]
+    together = descend_columns(codes, weights, grids, moment, 0.01, 1)
+    for c, w, g, found in zip(codes, weights, grids, together, strict=True):
+        assert torch.equal(descend(c, w, g, moment, 1), found) and not torch.equal(c, found)
 
 
 def test_one_layer_has_no_predecessors():

@@ -1,8 +1,9 @@
-"""Rounding column after column: each error moves the targets of the columns that follow.
+"""Rounding column after column: each error moves the targets of the columns that follow, or of all others.
 
 With ``H = V Vᵀ``, V upper triangular, the target of column j is ``w_j + Σ_{i<j} (V_ij / V_jj) (w_i - q_i)``: Babai's
 nearest plane (arXiv:2507.18553), and equal to GPTQ's updates (arXiv:2210.17323), which go through the
-inverse of V instead. Here V is used as it is: one triangular inverse less, and better conditioned.
+inverse of V instead. Here V is used as it is: one triangular inverse less, and better conditioned. Coordinate descent
+afterwards (QuantEase, arXiv:2309.01885) is the same walk with ``H_ij / H_jj`` over all other columns i.
 """
 
 from __future__ import annotations
@@ -97,29 +98,69 @@ def codes_of(weights: Sequence[Tensor], grids: Sequence[Grid], factor: Factor, b
     The grids must agree in their levels and in having zero points (:func:`alike`).
     """
     permutation, coupling, _ = factor
-    groups, n = permutation.shape
     index = permutation.unsqueeze(2)
 
-    def stack(matrices: Sequence[Tensor]) -> Tensor:
-        parts = [m.reshape(groups, -1, n).transpose(1, 2) for m in matrices]
-        tall = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-        if groups == 1:
-            return tall.index_select(1, permutation[0])
-        return tall.gather(1, index.expand(-1, -1, tall.shape[2]))
+    def ordered(matrix: Tensor | None) -> Tensor | None:
+        if matrix is None:
+            return None
+        if len(permutation) == 1:
+            return matrix.index_select(1, permutation[0])
+        return matrix.gather(1, index.expand(-1, -1, matrix.shape[2]))
 
-    dtype = coupling.dtype
-    matrix = stack([g.layout.matrix(w).to(dtype) for w, g in zip(weights, grids, strict=True)])
-    each = [g.matrices(dtype) for g in grids]
-    scale = stack([m.scale for m in each])
-    zero = None if each[0].zero is None else stack([m.zero for m in each if m.zero is not None])
-    table = None if each[0].table is None else stack([m.table for m in each if m.table is not None])
-    ordered = solve(matrix, coupling, scale, zero, table, grids[0], block)
-    back = torch.empty_like(ordered).scatter_(1, index.expand_as(ordered), ordered).transpose(1, 2)
-    heights = [g.layout.rows // groups for g in grids]
-    return [
-        g.layout.tensor(part.reshape(g.layout.rows, n))
-        for g, part in zip(grids, back.split(heights, dim=1), strict=True)
-    ]
+    matrix = tall([g.layout.matrix(w).to(coupling.dtype) for w, g in zip(weights, grids, strict=True)], coupling)
+    scale, zero, table = (ordered(m) for m in tall_grids(grids, coupling))
+    found = solve(ordered(matrix), coupling, scale, zero, table, grids[0], block)  # type: ignore[arg-type]
+    return apart(torch.empty_like(found).scatter_(1, index.expand_as(found), found), grids)
+
+
+def descend_columns(
+    codes: Sequence[Tensor], aims: Sequence[Tensor], grids: Sequence[Grid], moment: Tensor, damping: float,
+    sweeps: int, block: int = 32,
+) -> list[Tensor]:  # fmt: skip
+    """Coordinate descent on ``tr((Q-T) (G + damping) (Q-T)ᵀ)``: every column in turn is set to its best levels, all
+    others fixed (QuantEase, arXiv:2309.01885). Never raises that form. Ends early when nothing moves. Layers that share
+    an input (:func:`alike`) are swept as one.
+
+    ``codes``, ``aims``: shaped like the weights; ``moment``: G ``[groups, n, n]``. Cost: ``rows n²`` per sweep.
+    """
+    kind = torch.float64 if moment.dtype == torch.float64 else torch.float32
+    pull = moment.to(kind, copy=True)
+    diagonal = pull.diagonal(dim1=1, dim2=2)
+    diagonal += damping * diagonal.mean(1, keepdim=True).clamp(min=1e-30)
+    pull /= diagonal.unsqueeze(2).clone()
+    diagonal.zero_()
+    layers = list(zip(codes, aims, grids, strict=True))
+    aim = tall([g.layout.matrix(t).to(kind) for _, t, g in layers], pull)
+    errors = aim - tall([g.layout.matrix(g.decode(c, kind)) for c, _, g in layers], pull)
+    spread = tall_grids(grids, pull)
+    before: Tensor | None = None
+    for _ in range(sweeps):
+        found = solve(aim, pull, *spread, grids[0], block, errors)
+        if before is not None and torch.equal(found, before):
+            break
+        before = found
+    return list(codes) if before is None else apart(before, grids)
+
+
+def tall(matrices: Sequence[Tensor], like: Tensor) -> Tensor:
+    """Matrices ``[rows, columns]`` of layers that share an input, one above the other and lying on their sides:
+    ``[channel groups, columns, rows]``. ``like``: ``[channel groups, columns, columns]``."""
+    groups, n, _ = like.shape
+    return torch.cat([m.reshape(groups, -1, n).transpose(1, 2) for m in matrices], dim=2)
+
+
+def tall_grids(grids: Sequence[Grid], like: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Scales, zero points and table indices of such layers (:meth:`Grid.matrices`), stacked the same way."""
+    scales, zeros, tables = zip(*(g.matrices(like.dtype) for g in grids), strict=True)
+    stack = lambda parts: None if parts[0] is None else tall(parts, like)
+    return tall(scales, like), stack(zeros), stack(tables)
+
+
+def apart(codes: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
+    """Codes ``[channel groups, columns, rows]`` of layers that were stacked, each in its weight's shape."""
+    groups, n, _ = codes.shape
+    parts = codes.transpose(1, 2).split([g.layout.rows // groups for g in grids], dim=1)
+    return [g.layout.tensor(p.reshape(g.layout.rows, n)) for g, p in zip(grids, parts, strict=True)]
 
 
 def alike(a: Grid, b: Grid) -> bool:
@@ -140,17 +181,25 @@ def solve(
     table: Tensor | None,
     grid: Grid,
     block: int = 32,
+    errors: Tensor | None = None,
 ) -> Tensor:
     """Codes (uint8) of the columns in order. Everything is ``[channel groups, n, rows]``, one column a contiguous
-    row. Inside a block a column gathers the errors of its block alone; those of earlier blocks arrive in one
-    matrix product. ``block`` does not change the result beyond float error. Cost: n² rows.
+    row. Inside a block a column gathers the errors of its block alone; those of other blocks arrive in one
+    matrix product. ``block`` does not change the result beyond float error.
+
+    ``errors``: of all columns as they stand (target minus value), replaced in place: later columns then pull too.
+    Without, only earlier ones do, and the coupling is read below its diagonal alone. Cost: n² rows, half without
+    ``errors``.
     """
     groups, n, rows = matrix.shape
+    again = errors is not None
+    errors = torch.empty_like(matrix) if errors is None else errors
     if groups == 1:
         matrix, coupling, scale = matrix[0], coupling[0], scale[0]
         zero, table = None if zero is None else zero[0], None if table is None else table[0]
+        errors = errors[0]
     product = torch.addmm if groups == 1 else torch.baddbmm
-    errors, chosen = torch.empty_like(matrix), torch.empty_like(matrix)
+    chosen = torch.empty_like(matrix)
     cut = lambda t: t.split(1, dim=-2)
     columns, scales, out, picked = cut(matrix), cut(scale), cut(errors), cut(chosen)
     zeros = None if zero is None else cut(zero)
@@ -161,7 +210,11 @@ def solve(
         stop = min(start + block, n)
         targets = matrix.narrow(-2, start, stop - start)
         inside = coupling[..., start:stop, start:stop]
-        if start:
+        if again:
+            rest = coupling[..., start:stop, :].clone()
+            rest[..., start:stop].triu_(1)
+            targets = product(targets, rest, errors)
+        elif start:
             targets = product(targets, coupling[..., start:stop, :start], errors[..., :start, :])
         for i, target in enumerate(cut(targets)):
             j = start + i

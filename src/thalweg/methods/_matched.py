@@ -14,11 +14,8 @@ from ..kronecker import Factors, round_with
 from ..objective import Objective
 from ..space import Point
 from ..walk import Stop, walk
-from ._columns import codes_of, factor
+from ._columns import codes_of, descend_columns, factor
 from ._reconstruct import Quadratic, quadratic, split
-
-COLUMNS = 32
-"""Columns per block of coordinate descent."""
 
 
 def matched(
@@ -35,7 +32,7 @@ def matched(
     precision: str = "auto",
 ) -> tuple[Point, dict[str, dict[str, Any]]]:
     """Codes and notes of all layers, one after the other: per layer nearest plane towards :func:`target`, then
-    ``sweeps`` of :func:`descend_columns`. Layers without inputs are rounded to nearest.
+    ``sweeps`` of coordinate descent. Layers without inputs are rounded to nearest.
 
     ``outputs``: output factors by name (only their ``outputs`` are read; the inputs come from the walk), or None.
     Cost: two forwards; per input ``3 N n²``, per layer two factorizations and ``(1 + sweeps) rows n²``.
@@ -53,7 +50,7 @@ def matched(
         else:
             both = Factors(form.given, outputs[name].outputs)
             found = round_with(aim, grid, both, damping, output_damping, name)
-        found = descend_columns(found, aim, grid, form.given, damping, sweeps)
+        found = descend_columns([found], [aim], [grid], form.given, damping, sweeps)[0]
         value = grid.decode(found)
         errors = [form.value(split(grid, v, len(form.given)), split(grid, weight, len(form.given))) for v in
                   (value, grid.round(weight))]  # fmt: skip
@@ -90,42 +87,3 @@ def target(form: Quadratic, grid: Grid, weight: Tensor, damping: float) -> Tenso
     shift = torch.bmm(matrix, form.cross.double().mT - given)
     moved = matrix + torch.linalg.solve(damped, shift.mT).mT
     return grid.layout.tensor(moved.reshape(grid.layout.rows, -1)).to(split(grid, weight, len(given)).dtype)
-
-
-def descend_columns(codes: Tensor, aim: Tensor, grid: Grid, moment: Tensor, damping: float, sweeps: int) -> Tensor:
-    """Coordinate descent on ``tr((Q-T) (G + damping) (Q-T)ᵀ)``: every column in turn is set to its best levels, all
-    others fixed (QuantEase, arXiv:2309.01885). Never raises that form. Ends early when nothing moves. The pull of
-    all columns on a block of them is one product; inside the block only its own moves are added.
-
-    ``codes``, ``aim``: shaped like the weight; ``moment``: G ``[groups, n, n]``. Cost: ``rows n²`` per sweep.
-    """
-    groups, n, _ = moment.shape
-    tall = lambda m: m.reshape(groups, -1, n).transpose(1, 2).contiguous()
-    kind = torch.float64 if moment.dtype == torch.float64 else torch.float32
-    form = moment.to(kind, copy=True)
-    diagonal = form.diagonal(dim1=1, dim2=2)
-    diagonal += damping * diagonal.mean(1, keepdim=True).clamp(min=1e-30)
-    scale, zero, table = (None if m is None else tall(m) for m in grid.matrices(kind))
-    assert scale is not None
-    chosen = tall(grid.layout.matrix(codes))
-    value = tall(grid.layout.matrix(grid.decode(codes, kind)))
-    error = value - tall(grid.layout.matrix(aim).to(kind))
-    for _ in range(sweeps):
-        before = chosen.clone()
-        for start in range(0, n, COLUMNS):
-            part = slice(start, min(start + COLUMNS, n))
-            pulls = torch.bmm(form[:, part], error)  # of everything as it stands at the block's first column
-            shift = torch.zeros_like(pulls)
-            near = form[:, part, part]
-            for k, j in enumerate(range(part.start, part.stop)):
-                pull = pulls[:, k] if k == 0 else pulls[:, k] + torch.bmm(near[:, k : k + 1, :k], shift[:, :k])[:, 0]
-                unit = torch.addcdiv(value[:, j], pull, diagonal[:, j : j + 1], value=-1).div_(scale[:, j])
-                unit = unit if zero is None else unit.add_(zero[:, j])
-                code, level = grid.pick(unit, None if table is None else table[:, j])
-                new = (level if zero is None else level - zero[:, j]) * scale[:, j]
-                torch.sub(new, value[:, j], out=shift[:, k])
-                value[:, j], chosen[:, j] = new, code
-            error[:, part] += shift
-        if torch.equal(chosen, before):
-            break
-    return grid.layout.tensor(chosen.transpose(1, 2).reshape(grid.layout.rows, n))

@@ -12,8 +12,8 @@ from ..calibration import Visit
 from ..errors import ThalwegError
 from ..grid import Grid, Rounding
 from ..objective import Objective
-from ._columns import alike, codes_of, factor
-from ._matched import descend_columns, matched
+from ._columns import alike, codes_of, descend_columns, factor
+from ._matched import matched
 
 
 def gptq(
@@ -103,11 +103,12 @@ def gptq(
             followers.setdefault(_kind(leader), set()).add(_kind(name))
         if name not in ahead:
             names = together(name)
-            found = codes_of([objective.weights[n] for n in names], [grids[n] for n in names], shared[1], block)
+            theirs, same = [objective.weights[n] for n in names], [grids[n] for n in names]
+            found = codes_of(theirs, same, shared[1], block)
+            if sweeps > 0:
+                found = descend_columns(found, theirs, same, hessian, damping, sweeps, block)
             ahead.update(zip(names, found, strict=True))
         codes[name] = ahead[name]
-        if sweeps > 0:
-            codes[name] = descend_columns(codes[name], weight, grid, hessian, damping, sweeps)
         value = grid.decode(codes[name], weight.dtype)
         errors = torch.stack([grid.layout.matrix(v - weight) for v in (value, grid.round(weight))])
         ours, plain = _output_errors(errors, hessian)
