@@ -31,6 +31,7 @@ def pulls(
     *,
     base: float,
     latent_gradient: Mapping[str, Tensor],
+    here: tuple[float, Mapping[str, Tensor]] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """``cos(-∇L(q), w - q)`` in the step metric beside its nulls: random directions (``random``: seeded standard
@@ -38,10 +39,11 @@ def pulls(
     layers (``permuted``), and the gradient at the latent weights (``latent``). ``exponent``: ``⟨∇L(q), q-w⟩ /
     (L(q)-L(w))``.
 
-    A positive cosine alone proves nothing: convexity on the segment forces it. Cost: 3 gradients.
+    A positive cosine alone proves nothing: convexity on the segment forces it. ``here``: loss and gradient at the
+    point, where they are known. Cost: 3 gradients, 2 with ``here``.
     """
     found = river.inward_pull(
-        objective, origin, at, step, base=base, latent_gradient=latent_gradient, seed=seed
+        objective, origin, at, step, base=base, latent_gradient=latent_gradient, here=here, seed=seed
     )  # fmt: skip
     away = permuted(space.div(space.sub(at, origin), step), seed)
     shuffled = space.add(origin, space.mul(away, step))
@@ -60,10 +62,11 @@ def one_pull(
     step: Mapping[str, Tensor],
     base: float,
     others: Mapping[str, Mapping[str, Tensor]] | None = None,
+    here: tuple[float, Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Any]:
     """Inward cosine, whole and by layer, and the exponent; ``towards``: the cosine of the descent direction with the
-    way to each of ``others``. Cost: one gradient."""
-    loss, raw = objective.gradient(at)
+    way to each of ``others``. Cost: one gradient, none with ``here`` (see :func:`pulls`)."""
+    loss, raw = objective.gradient(at) if here is None else here
     away, gradient = space.div(space.sub(at, origin), step), space.mul(raw, step)
     ways = {name: space.div(space.sub(at, end), step) for name, end in (others or {}).items()}
     layers = {n: space.cosine({n: gradient[n]}, {n: away[n]}) for n in away}
