@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from thalweg.errors import ThalwegError
 from thalweg.load import load_task
 from thalweg.objective import Objective
 from thalweg.point import quantize
-from thalweg.tasks import _images
+from thalweg.tasks import _images, fashion
 from thalweg.tasks._fit import Plan, augmented, fit
 from thalweg.tasks._resnet import Basic, CifarResNet, PlainNet, normalised
 
@@ -182,6 +183,20 @@ def test_fashion_learns_is_cached_and_quantizes(shelf):
     drawn = {row.numpy().tobytes() for batch, _ in task.calibration for row in batch}
     assert len(held) == 512 and not held & drawn
     assert quantize(objective, "w2", "gptq").reach > 0
+
+
+def test_held_images_that_are_not_frozen_may_train(shelf, monkeypatch):
+    write_fashion(shelf / "fashion_mnist", 6000, 20)
+    make, plan = fashion.SIZES["tiny"]
+    usual = load_task("fashion:tiny")
+    monkeypatch.setitem(fashion.SIZES, "tiny", (make, replace(plan, held=100)))
+    more = load_task("fashion:tiny")
+    assert (usual.info["train"], more.info["train"]) == (5400, 6000 - 512)
+    frozen = [torch.cat([x for x, _ in task.batches]) for task in (usual, more)]
+    assert torch.equal(*frozen)
+    drawn = torch.cat([x for seed in range(20) for x, _ in more.recalibrate(seed)])
+    rows = lambda images: {row.numpy().tobytes() for row in images}
+    assert not rows(frozen[0]) & rows(drawn)
 
 
 def test_a_checkpoint_is_taken_on_lossless_images_and_must_fit(shelf):

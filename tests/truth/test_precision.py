@@ -116,7 +116,9 @@ def test_float_training_in_bf16(fast):
     losses = {}
     for kind in ("float32", "bf16"):
         torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 2))
+        net = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 2)
+        )
         fit(net, x, y, Plan(8, 32, lr=0.02, shift=0), 0, normal=normal, run=Run(precision=kind))
         assert all(p.dtype == torch.float32 and p.is_contiguous() for p in net.parameters())
         with torch.no_grad():

@@ -39,17 +39,19 @@ class Source:
 
 def classifier(source: Source, seed: int, progress: Progress, run: Run | None = None) -> Task:
     """Train or load the network, split the data, and put a task together. A tenth of the training images, at most
-    5,000, does not train; the frozen validation data are drawn from it. ``run``: see :class:`Run`."""
+    5,000, is held out; the first 512 of it are the frozen validation data, and of the rest ``plan.held`` says how much
+    does not train either. ``run``: see :class:`Run`."""
     run = run or Run()
     images = source.images()
-    held = min(HELD_OUT, len(images.x) // 10)
     order = torch.randperm(len(images.x), generator=generator(seed, "held-out images"))
-    kept, mine = order[:held].sort().values, order[held:].sort().values
-    x, y = images.x[mine], images.y[mine]
+    kept = order[: min(HELD_OUT, len(images.x) // 10)].sort().values
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = source.make()
     plan = adapted(_start(source, model, images.pixels), run)
+    trains = torch.ones(len(images.x), dtype=torch.bool)
+    trains[kept[: max(plan.held, FROZEN)]] = False
+    x, y = images.x[trains], images.y[trains]
     key: dict[str, Any] = {
         "task": source.name, "version": VERSION, "seed": seed, "plan": recipe_of(plan), "torch": torch.__version__,
         "pixels": images.pixels,
@@ -62,9 +64,7 @@ def classifier(source: Source, seed: int, progress: Progress, run: Run | None = 
         started = time.perf_counter()
         place = cache_folder() / f"{source.name.replace(':', '-')}-{content_hash(key)}.training.safetensors"
         report = lambda done, total: progress(f"training {source.name}", done, total)
-        kept = fit(
-            model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report, run=run
-        )
+        kept = fit(model, x, y, plan, seed, normal=source.normal, checkpoint=place, report=report, run=run)
         return bundle(model.state_dict(), kept), {
             "training_s": round(time.perf_counter() - started, 2), "threads": torch.get_num_threads()
         }  # fmt: skip

@@ -23,7 +23,8 @@ class Plan:
     """How a classifier is trained. ``sgd`` has momentum .9, Nesterov's unless ``nesterov`` is off, ``adamw`` its usual
     betas; the rate rises over ``warmup`` of all steps and falls to zero along a cosine. ``shift``: pixels that an image
     is moved by at most, in both directions; ``flip``: mirrored half of the time. ``decay_all``: weight decay on biases
-    and norms too. ``keep``: epochs whose state is kept. ``ema``: decay of the average that replaces the weights."""
+    and norms too. ``keep``: epochs whose state is kept. ``ema``: decay of the average that replaces the weights.
+    ``held``: images that do not train, at most a tenth of all; among them are the frozen ones, at most 512."""
 
     epochs: int
     batch: int = 128
@@ -37,6 +38,7 @@ class Plan:
     decay_all: bool = False
     keep: tuple[int, ...] = ()
     ema: float = 0.0
+    held: int = 5000
 
 
 FIRST = ("epochs", "batch", "lr", "decay", "optimizer", "warmup", "shift", "flip")
