@@ -35,6 +35,7 @@ LAYERS = [
         "layout",
         "statistics",
         "heap",
+        "precision",
     },
     {"space", "grid", "fitting", "claims", "survival"},
     {"objective", "scheme", "landscape", "walk"},

@@ -68,6 +68,20 @@ def test_training_in_bf16_recovers_and_keeps_float32(fast):
     assert all(w.dtype == torch.float32 for w in found.latent.values())
 
 
+def test_the_same_seed_gives_the_same_bits(fast):
+    net, batches = images()
+    objective = Objective(net, batches)
+    point = quantize(objective, "w2", "nearest")
+    one, two = (
+        train(
+            objective, point, batches, Recipe(steps=12, lr=0.1, stop=False, precision="bf16", distill=0.5, trains="all")
+        )
+        for _ in range(2)
+    )
+    assert one.batch_losses == two.batch_losses
+    assert space.fingerprint(one.latent) == space.fingerprint(two.latent)
+
+
 def test_bf16_is_refused_where_it_is_emulated(slow):
     net, batches = images()
     objective = Objective(net, batches)
