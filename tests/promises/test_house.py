@@ -107,6 +107,7 @@ def test_dependencies_point_one_way():
                 "distill",
                 "kronecker",
                 "load",
+                "precision",
                 "fold",
                 "curvature",  # basic rounding keeps the steepest directions still, and has to measure them
             }
