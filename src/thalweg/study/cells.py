@@ -96,8 +96,8 @@ def latents_read(study: Study, every: Iterable[Cell]) -> set[str]:
             out.add(cell.needs[1])
         if cell.kind == "measure":
             measure = study.measures[cell.what]
-            roles = zip(measure.roles.items(), cell.needs[1:], strict=True)
-            out |= {key for (role, arm), key in roles if role in measure.latents and study.arms[arm].train is not None}
+            reads = study.latent_roles(measure)
+            out |= {key for role, key in zip(measure.roles, cell.needs[1:], strict=True) if role in reads}
     return out
 
 

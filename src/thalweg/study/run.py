@@ -105,11 +105,11 @@ def work(study: Study, cell: Cell, folder: str, device: str, known: dict[str, di
                     role: arms.load_point(store, key, room.objective.device)
                     for role, key in zip(part.roles, cell.needs[1:], strict=True)
                 }
-                kind = part.options["measure"]
+                kind, reads = part.options["measure"], study.latent_roles(part)
                 latents = {
                     role: arms.load_latent(store, key, room.objective.device)
                     for role, key in zip(part.roles, cell.needs[1:], strict=True)
-                    if role in part.latents and study.arms[part.roles[role]].train is not None
+                    if role in reads
                 }
                 options = {k: v for k, v in part.options.items() if k != "measure"}
                 scene = Scene(room.objective, room.task, points, cell.seed, options, latents)

@@ -114,8 +114,12 @@ class Study:
 
     def latents_needed(self) -> set[str]:
         """Trained arms whose latent weights another arm rounds or a measurement reads."""
-        read = {m.roles[r] for m in self.measures.values() for r in m.latents}
-        return {a.of for a in self.arms.values() if a.of is not None} | {n for n in read if self.arms[n].train}
+        read = {arm for m in self.measures.values() for arm in self.latent_roles(m).values()}
+        return {a.of for a in self.arms.values() if a.of is not None} | read
+
+    def latent_roles(self, measure: Measure) -> dict[str, str]:
+        """Roles of a measurement whose latent weights it reads, with the trained arms that play them."""
+        return {r: arm for r, arm in measure.roles.items() if r in measure.latents and self.arms[arm].train is not None}
 
 
 def read_study(path: str | Path, profile: str = "") -> Study:
