@@ -1,8 +1,12 @@
 """Studies: files that say what is wrong with them, cells that go on where they stopped, claims, report, command line."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -278,3 +282,37 @@ def test_the_command_runs_resumes_and_reports(run, tmp_path):
     assert code == 2 and "Check the path" in folded(err)
     code, out, _ = run("study", "--help")
     assert code == 0 and "Example:" in out and "--minutes" in out
+
+
+PARENT = """
+import os, sys, time
+from thalweg.study.pool import Processes
+
+if __name__ == "__main__":
+    pool = Processes(1, 1)
+    print(pool.pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600)
+    time.sleep(600)
+"""
+
+
+def lives(process):
+    stat = Path(f"/proc/{process}/stat")
+    return stat.is_file() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="reads /proc")
+def test_workers_end_with_a_study_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        assert lives(worker)
+        parent.kill()
+    ends = time.monotonic() + 30
+    while lives(worker) and time.monotonic() < ends:
+        time.sleep(0.1)
+    gone = not lives(worker)
+    if not gone:
+        os.kill(worker, signal.SIGKILL)
+    assert gone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
 from concurrent import futures
 from typing import Any, Protocol
@@ -112,6 +113,7 @@ class Ray:
 
 def _begin(threads: int) -> None:
     import signal
+    import threading
 
     import torch
 
@@ -120,3 +122,12 @@ def _begin(threads: int) -> None:
     one_heap()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends a study
     torch.set_num_threads(threads)
+    threading.Thread(target=_follow, daemon=True).start()
+
+
+def _follow() -> None:
+    """End with the parent, however it ended: a worker that outlives its study keeps a core busy for nobody."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
