@@ -48,9 +48,7 @@ LAYERS = [
     {"report"},
     {"picture"},
     {"demo", "load"},
-    {"cli_options"},
     {"study"},
-    {"cli_train", "cli_study"},
     {"cli"},
 ]
 PLUGINS = {"quantizers", "methods", "estimators", "tasks", "landscapes", "exports"}
@@ -81,7 +79,7 @@ def test_dependencies_point_one_way():
     rank = {name: i for i, layer in enumerate(LAYERS) for name in layer}
     wrong = []
     for here, there, path in edges():
-        if (here, there) in {("verdict", "diagnosis"), ("checkpoint", "train"), ("cli_train", "cli"), ("cli_study", "cli")}:  # while running
+        if (here, there) in {("verdict", "diagnosis"), ("checkpoint", "train")}:  # while running
             continue
         if here in ("__init__",) or there == "__version__":
             continue
@@ -124,7 +122,7 @@ def test_measurements_and_training_do_not_know_each_other():
         assert (here, "train") not in pairs
     for there in ("basin", "river", "curvature", "diagnosis", "geometry"):
         assert ("train", there) not in pairs
-    assert {here for here, there in pairs if there == "cli"} <= {"cli_train", "cli_study"}
+    assert not {here for here, there in pairs if there == "cli"}
 
 
 def test_report_and_help_do_not_import_torch():

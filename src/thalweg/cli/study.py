@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import Device, Json, Strict
+from .options import Device, Json, Strict
+from .tools import bar, console, emit, writable
 
 
 def study(
@@ -31,29 +32,28 @@ def study(
     strict: Strict = False,
 ) -> None:
     """A grid of cells (task × scheme × method × seed), resumable one by one, and its table of claims."""
-    from .cli import _bar, _emit, _writable, console
-    from .objective import choose_device
-    from .report.study_page import terminal, write_study_report
-    from .study import read_study
-    from .study import study as run
-    from .study.pool import Here, Processes, Ray
-    from .study.run import folder_of, progress_of
+    from ..objective import choose_device
+    from ..report.study_page import terminal, write_study_report
+    from ..study import read_study
+    from ..study import study as run
+    from ..study.pool import Here, Processes, Ray
+    from ..study.run import folder_of, progress_of
 
     where = choose_device(device)
     plan = read_study(file, profile)
     folder = folder_of(plan, out)
-    _writable(folder)
+    writable(folder)
     gpu = where.type != "cpu"
     size = workers or (1 if gpu else min(os.cpu_count() or 1, 8))
     pool = Ray(address, 1.0 if gpu else 0.0) if ray else Processes(size, threads) if size > 1 else Here()
     if not as_json:
         done, every = progress_of(plan, folder)
         console.print(f"{plan.name}: {every} cells, {done} of them done; {pool.size} at a time.", highlight=False)
-    with _bar(as_json) as progress:
+    with bar(as_json) as progress:
         result = run(plan, folder, pool=pool, device=device, fresh=fresh, minutes=minutes, progress=progress)
         progress("report", 0, 1)
         page = write_study_report(result, folder, docs)
-    _emit(as_json, result, None if as_json else terminal(result, console.width))
+    emit(as_json, result, None if as_json else terminal(result, console.width))
     if not as_json:
         left = result["cells"]["all"] - result["cells"]["done"]
         if left:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_options import Device, Json, Seed, Strict
+from .options import Device, Json, Seed, Strict
+from .tools import bar, console, emit, opened, writable
 
 
 def train(
@@ -54,12 +55,11 @@ def train(
     strict: Strict = False,
 ) -> None:
     """Quantization-aware training from a point, with telemetry, until it is back inside."""
-    from .cli import _bar, _emit, _open, _writable, console
-    from .files import write_json
-    from .provenance import manifest
-    from .terminal import trajectory_view
-    from .train import Recipe
-    from .train import train as run
+    from ..files import write_json
+    from ..provenance import manifest
+    from ..terminal import trajectory_view
+    from ..train import Recipe
+    from ..train import train as run
 
     folder = out or Path("runs") / f"train-{point.stem}"
     recipe = Recipe(
@@ -71,10 +71,10 @@ def train(
     if tolerance is not None:
         recipe = replace(recipe, tolerance_nats=tolerance)
     recipe.check()
-    _writable(folder)
-    loaded, task, objective = _open(point, model, device, as_json)
+    writable(folder)
+    loaded, task, objective = opened(point, model, device, as_json)
     checkpoint = folder / "checkpoint.safetensors"
-    with _bar(as_json) as progress:
+    with bar(as_json) as progress:
         result = run(objective, loaded, task.train_batch, recipe, checkpoint=checkpoint, progress=progress)
         for name, value in result.points.items():
             value.save(folder / f"{name}.safetensors")
@@ -84,7 +84,7 @@ def train(
         write_json(folder / "trajectory.json", summary)
         write_json(folder / "manifest.json", manifest(device, seed))
         checkpoint.unlink(missing_ok=True)
-    _emit(as_json, summary, trajectory_view(summary))
+    emit(as_json, summary, trajectory_view(summary))
     if not as_json:
         console.print(f"Recovered point: [bold]{folder / 'point.safetensors'}[/bold]", highlight=False)
     if strict and result.recovery_step is None:
