@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from thalweg.report.study_page import verdicts_of, write_study_report
 from thalweg.study import read_study, study
 from thalweg.study.arms import limited
 from thalweg.study.cells import cells
+from thalweg.study.measures import MEASURES
 from thalweg.study.pool import Here, Processes, Ray
 from thalweg.study.quantities import figures
 from thalweg.study.spec import merged, parse
@@ -282,6 +284,15 @@ def test_the_command_runs_resumes_and_reports(run, tmp_path):
     assert code == 2 and "Check the path" in folded(err)
     code, out, _ = run("study", "--help")
     assert code == 0 and "Example:" in out and "--minutes" in out
+
+
+def test_a_changed_default_of_a_measurement_is_another_cell(monkeypatch):
+    keys = lambda: {c.key for c in cells(parse(PLAN)) if c.kind == "measure" and c.what == "nearby"}
+    before = keys()
+    assert before == keys()
+    kind = MEASURES["nearby"]
+    monkeypatch.setitem(MEASURES, "nearby", replace(kind, options={**kind.options, "shares": [0.5]}))
+    assert before and not before & keys()
 
 
 PARENT = """

@@ -63,8 +63,9 @@ class Arm:
 
 @dataclass(frozen=True)
 class Measure:
-    """One measurement, made from the points of arms. ``roles`` names them; ``options`` are the function's. ``seeds``:
-    where it is made, every seed unless named (a figure that no rule reads needs one)."""
+    """One measurement, made from the points of arms. ``roles`` names them; ``options`` are the function's, defaults
+    too, so that a cell's key holds all of them. ``seeds``: where it is made, every seed unless named (a figure that no
+    rule reads needs one)."""
 
     name: str
     roles: dict[str, str]
@@ -272,4 +273,4 @@ def _measure(name: str, value: dict[str, Any], arms: Mapping[str, Arm]) -> Measu
     for key in value:
         if key not in known.options:
             raise unknown(f"option of measure {name!r}", key, known.options)
-    return Measure(name, roles, {"measure": kind, **value}, **where)
+    return Measure(name, roles, {"measure": kind, **known.options, **value}, **where)
