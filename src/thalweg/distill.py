@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .objective import Objective, to_device
+from .batches import to_device
+from .objective import Objective
 from .space import Point
 
 LIMIT = 2**29

@@ -8,7 +8,6 @@ whether it is a two-dimensional valley or a language model. This file, with ``la
 from __future__ import annotations
 
 import copy
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,67 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import space
+from .batches import LOSSES, Loss, choose_device, chunks, frozen, to_device
 from .calibration import Visit, Visitor, stream
 from .errors import ThalwegError, unknown
 from .layers import Layer, batchnorms, quantizable
 from .space import Point
-
-Loss = Callable[[Any, Any], Tensor]
-
-
-def cross_entropy(output: Any, batch: Any) -> Tensor:
-    """Per-sample cross-entropy in nats; output ``[samples, classes]``, batch ``(inputs, labels)``."""
-    return F.cross_entropy(getattr(output, "logits", output), batch[1], reduction="none")
-
-
-def causal_lm(output: Any, batch: Any) -> Tensor:
-    """Per-row mean next-token cross-entropy in nats; batch: integers ``[rows, context]``, or a dictionary
-    with ``input_ids`` and, for padded rows, ``attention_mask``."""
-    ids = batch["input_ids"] if isinstance(batch, Mapping) else batch
-    logits = getattr(output, "logits", output)[:, :-1]
-    loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="none")
-    loss = loss.view(len(ids), -1)
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    if mask is None:
-        return loss.mean(1)
-    keep = mask[:, 1:].to(loss.dtype)
-    return (loss * keep).sum(1) / keep.sum(1).clamp(min=1)
-
-
-LOSSES: dict[str, Loss] = {"cross_entropy": cross_entropy, "causal_lm": causal_lm}
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device."""
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    return batch
-
-
-def choose_device(name: str | torch.device) -> torch.device:
-    """A usable device, ``auto`` being an accelerator where there is one."""
-    if str(name) == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ThalwegError(f"There is no device type {str(name)!r}. Use cpu, cuda or auto.") from None
-    if device.type != "cpu" and not (
-        torch.accelerator.is_available()
-        and torch.accelerator.current_accelerator().type == device.type  # type: ignore[union-attr]
-        and (device.index or 0) < torch.accelerator.device_count()
-    ):
-        raise ThalwegError(f"Device {str(name)!r} was asked for, but this machine has none. Use --device cpu.")
-    return device
 
 
 class Objective:
@@ -156,8 +102,8 @@ class Objective:
         space.check_finite({n: p for n, p in parameters.items() if p.is_floating_point()})
         self.weights: Point = {name: parameters[name].detach().clone() for name in self.layers}
         self.axes = {name: layer.axis for name, layer in self.layers.items()}
-        self.batches = _frozen(batches, self.device)
-        self.calibration = self.batches if calibration is None else _frozen(calibration, self.device)
+        self.batches = frozen(batches, self.device)
+        self.calibration = self.batches if calibration is None else frozen(calibration, self.device)
         self._pieces = self._uncut = self.batches
         self._check_determinism(batches, noise_ok)
         if self.noise == 0:
@@ -248,7 +194,7 @@ class Objective:
     def losses(self, weights: Mapping[str, Tensor], batches: Sequence[Any] | None = None) -> Tensor:
         """Per-sample losses at a point, float64, in the order of the data. Cost: one forward."""
         extra = self.reestimated(weights) if self.batchnorm == "reestimate" else None
-        return self._pass(weights, self.batches if batches is None else _frozen(batches, self.device), extra)
+        return self._pass(weights, self.batches if batches is None else frozen(batches, self.device), extra)
 
     def _pass(
         self, weights: Mapping[str, Tensor], batches: Sequence[Any], extra: Mapping[str, Tensor] | None
@@ -282,7 +228,7 @@ class Objective:
 
     def _cut(self, chunk: int | None) -> None:
         """Cut the batches, and keep the cut if every sample keeps its loss up to rounding."""
-        pieces = [piece for batch in self.batches for piece in _chunks(batch, chunk, self.device)]
+        pieces = [piece for batch in self.batches for piece in chunks(batch, chunk, self.device)]
         if len(pieces) == len(self.batches):
             return
         whole, self._pieces = self.losses({}), pieces
@@ -397,7 +343,7 @@ class Objective:
     ) -> tuple[dict[str, float], Tensor]:
         """The same with the loss of every sample (float64 ``[samples]``), for paired comparisons."""
         losses, right = [], []
-        for batch in _frozen(batches, self.device):
+        for batch in frozen(batches, self.device):
             output = self.forward(weights, batch)
             losses.append(self.sample_losses(output, batch).double())
             if metric == "accuracy":
@@ -429,7 +375,7 @@ class Objective:
             )
         again = None
         if source is not None and not isinstance(source, list | tuple) and not isinstance(source, Iterator):
-            again = _frozen(source, self.device)
+            again = frozen(source, self.device)
         second = self.losses({}, again)
         spread = float("inf") if len(first) != len(second) else float((first - second).abs().max())
         if len(first) == len(second):
@@ -445,29 +391,3 @@ class Objective:
                 f"{float(second.mean()):.4f}, largest change of one sample {spread:.4f}). The data or model is "
                 "random: disable shuffling, augmentation and dropout, or pass noise_ok=True."
             )
-
-
-def _frozen(batches: Iterable[Any], device: torch.device) -> list[Any]:
-    frozen = [to_device(batch, device) for batch in batches]
-    if not frozen:
-        raise ThalwegError("There is no data: the list of batches is empty. Pass at least one batch.")
-    return frozen
-
-
-LARGEST_CHUNK, CHUNK_ENTRIES = 256, 2**20
-
-
-def _chunks(batch: Any, chunk: int | None, device: torch.device) -> list[Any]:
-    """A batch in pieces of ``chunk`` samples (views); whole where it is not worth it or not plain tensors."""
-    parts = list(batch) if isinstance(batch, list | tuple) else [batch]
-    if not all(isinstance(p, Tensor) and p.ndim for p in parts) or len({len(p) for p in parts}) != 1:
-        return [batch]
-    size = chunk or 0
-    if chunk is None and device.type == "cpu" and parts[0].is_floating_point():
-        entries = max(parts[0][0].numel(), 1)
-        size = max(16, min(LARGEST_CHUNK, 2 ** int(math.log2(max(CHUNK_ENTRIES // entries, 1)))))
-    if not size or len(parts[0]) < (2 * size if chunk is None else size + 1):
-        return [batch]
-    if isinstance(batch, Tensor):
-        return list(batch.split(size))
-    return [type(batch)(piece) for piece in zip(*(p.split(size) for p in parts), strict=True)]

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from .batches import to_device
 from .blocks import blocks, captured, first_tensor, halted
 from .errors import ThalwegError
-from .objective import Objective, to_device
+from .objective import Objective
 from .precision import full, laid_out, products
 from .space import Point
 from .trajectory import Recipe

@@ -36,6 +36,7 @@ LAYERS = [
         "statistics",
         "heap",
         "precision",
+        "batches",
     },
     {"space", "grid", "fitting", "claims", "survival"},
     {"objective", "scheme", "landscape", "walk"},
@@ -106,6 +107,7 @@ def test_dependencies_point_one_way():
                 "kronecker",
                 "load",
                 "precision",
+                "batches",
                 "fold",
                 "curvature",  # basic rounding keeps the steepest directions still, and has to measure them
             }

@@ -35,8 +35,8 @@ def quantize(
     """Post-training quantization: write a point (codes, grids, float reference, provenance)."""
     from .. import catalog
     from .. import scheme as schemes
+    from ..batches import choose_device
     from ..files import safe_name
-    from ..objective import choose_device
     from ..point import quantize as run
     from ..survey import objective_of
 

@@ -32,7 +32,7 @@ def study(
     strict: Strict = False,
 ) -> None:
     """A grid of cells (task × scheme × method × seed), resumable one by one, and its table of claims."""
-    from ..objective import choose_device
+    from ..batches import choose_device
     from ..report.study_page import terminal, write_study_report
     from ..study import read_study
     from ..study import study as run

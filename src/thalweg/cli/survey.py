@@ -39,8 +39,8 @@ def survey(
 ) -> None:
     """The main job: quantize with several schemes and methods, diagnose, recover what fell out, report."""
     from .. import catalog
+    from ..batches import choose_device
     from ..diagnosis import Thresholds
-    from ..objective import choose_device
     from ..report import terminal, write_report
     from ..survey import Plan
     from ..survey import survey as run

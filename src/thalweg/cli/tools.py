@@ -49,7 +49,7 @@ def opened(path: Path, model: str | None, device: str, as_json: bool) -> tuple[Q
     """A point with its task and objective, checked to belong together."""
     import torch
 
-    from ..objective import choose_device
+    from ..batches import choose_device
     from ..point import QuantizedPoint
     from ..survey import objective_of
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from .. import space
+from ..batches import to_device
 from ..blocks import Block, captured
 from ..feeds import Feed
 from ..kronecker import sampled_loss
-from ..objective import Objective, to_device
+from ..objective import Objective
 from ..walk import Stop
 
 Diagonal = dict[str, list[Tensor | None]]

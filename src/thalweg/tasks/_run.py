@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import choose_device
 from ..errors import ThalwegError
-from ..objective import choose_device
 from ..precision import half_forward, settled
 
 
