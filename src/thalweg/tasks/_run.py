@@ -19,7 +19,7 @@ class Run:
     """``at``: the state that becomes the model (0: the last). ``length``: epochs or steps (0: the recipe's). ``keep``:
     states that are kept besides the last, in epochs or steps. ``ema``: decay of an exponential average of the weights,
     which then takes their place (0: none). ``device``: where it trains; the task's model is on the CPU after it.
-    ``precision``: of :mod:`thalweg.precision`, or empty for the device's usual one: bf16 on CUDA, else float32."""
+    ``precision``: of :mod:`thalweg.precision`, or empty for the device's usual one: auto on CUDA, else float32."""
 
     at: int = 0
     length: int = 0
@@ -73,15 +73,16 @@ def device_type(name: str) -> str:
 def forward_on(model: nn.Module, device: str, precision: str = "") -> tuple[torch.device, Callable[..., Any]]:
     """The device, and the model's forward there; the model itself is moved.
 
-    In float32 on the CPU the forward is the model, with the same bits as ever. In bf16, which is usual on CUDA, images
-    are in channels last, and on CUDA the forward is compiled (not with ``TORCH_COMPILE_DISABLE=1`` in the environment).
+    In float32 on the CPU the forward is the model, with the same bits as ever. In bf16, which is usual on CUDA cards that
+    have it, images are in channels last, and on CUDA the forward is compiled (not with ``TORCH_COMPILE_DISABLE=1`` in
+    the environment).
     Weights, gradients and the optimizer stay float32. Bits differ between precisions, devices and cards.
 
     Raises:
         ThalwegError: this machine has no such device, or only emulates bf16 on it.
     """
     where = choose_device(device)
-    kind = settled(precision or ("bf16" if where.type == "cuda" else "float32"), where)
+    kind = settled(precision or ("auto" if where.type == "cuda" else "float32"), where)
     if kind == "bf16":
         model.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return where, half_forward(torch.compile(model) if where.type == "cuda" else model, where)
