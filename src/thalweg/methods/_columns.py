@@ -132,14 +132,12 @@ def descend_columns(
     layers = list(zip(codes, aims, grids, strict=True))
     aim = tall([g.layout.matrix(t).to(kind) for _, t, g in layers], pull)
     errors = aim - tall([g.layout.matrix(g.decode(c, kind)) for c, _, g in layers], pull)
-    spread = tall_grids(grids, pull)
-    before: Tensor | None = None
+    spread, found = tall_grids(grids, pull), tall([g.layout.matrix(c) for c, _, g in layers], pull)
     for _ in range(sweeps):
-        found = solve(aim, pull, *spread, grids[0], block, errors)
-        if before is not None and torch.equal(found, before):
+        before, found = found, solve(aim, pull, *spread, grids[0], block, errors)
+        if torch.equal(found, before):
             break
-        before = found
-    return list(codes) if before is None else apart(before, grids)
+    return apart(found, grids)
 
 
 def tall(matrices: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -73,9 +73,9 @@ def device_type(name: str) -> str:
 def forward_on(model: nn.Module, device: str, precision: str = "") -> tuple[torch.device, Callable[..., Any]]:
     """The device, and the model's forward there; the model itself is moved.
 
-    In float32 on the CPU the forward is the model, with the same bits as ever. In bf16, which is usual on CUDA cards that
-    have it, images are in channels last, and on CUDA the forward is compiled (not with ``TORCH_COMPILE_DISABLE=1`` in
-    the environment).
+    In float32 on the CPU the forward is the model, with the same bits as ever. In bf16, usual on CUDA cards that have
+    it, images are in channels last, and on CUDA the forward is compiled (not with ``TORCH_COMPILE_DISABLE=1`` in the
+    environment).
     Weights, gradients and the optimizer stay float32. Bits differ between precisions, devices and cards.
 
     Raises:
