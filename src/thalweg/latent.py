@@ -284,7 +284,10 @@ class Latent:
             if t.zero is not None:
                 x.add_(t.zero)
             q = lambda t=t: t.codes.float().add_(levels.low)
-            flat[t.rows], terms = self.estimator.pull(t.weight, t.live, x, q, flat[t.rows], levels)
+            part = flat[t.rows]
+            through, terms = self.estimator.pull(t.weight, t.live, x, q, part, levels)
+            if through is not part:
+                part.copy_(through)
             if terms is not None and sums is not None:
                 torch.sum(terms, -1, out=sums[t.rows])
         return g, None if sums is None else sums.view_as(self.scale[name]).div_(self.scale[name])

@@ -53,7 +53,8 @@ class Estimator:
 
     Everything is in units of the scale: ``x = w/s + z`` is a latent weight, ``q`` its level, ``g`` the gradient.
 
-    ``passed(g, x, levels)``: the gradient, zero where it does not pass (None: it passes everywhere).
+    ``passed(g, x, levels)``: the gradient, zero where it does not pass (None: it passes everywhere); it may be ``g``
+    itself, overwritten.
     ``factor(x, q, g)``: what it is multiplied with (None: 1). ``soft(x, levels, progress)``: where the forward pass
     happens while training, ``progress`` from 0 to 1 (None: at the levels; not with learned scales).
     ``learns_scale``: the scale receives ``Σ g (q - z) - passed(g) (x - z)``. ``lr``: learning rate of AdamW in grid
@@ -72,9 +73,11 @@ class Estimator:
     ) -> tuple[Tensor, Tensor | None]:
         """Gradient of the latent weights ``w``, and the terms ``g ŵ - passed(g) w`` whose sum over a group is the
         gradient of its scale times the scale (before the gradient scale; None where scales are fixed). ``value`` is
-        the rounded weight ŵ. Cost: one to three passes."""
+        the rounded weight ŵ. ``g`` may be overwritten. Cost: one to three passes."""
+        terms = value * g if self.learns_scale else None
         through = g if self.passed is None else self.passed(g, x, levels)
-        terms = (value * g).addcmul_(through, w, value=-1) if self.learns_scale else None
+        if terms is not None:
+            terms.addcmul_(through, w, value=-1)
         return (through if self.factor is None else through * self.factor(x, q(), g)), terms
 
 
@@ -91,4 +94,5 @@ def within_cells(g: Tensor, x: Tensor, levels: Levels) -> Tensor:
 def _between(g: Tensor, x: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     if isinstance(low, Tensor) or isinstance(high, Tensor):
         return g * ((x > low) & (x < high))
-    return torch.ops.aten.hardtanh_backward(g, x, low, high)  # one pass
+    torch.ops.aten.hardtanh_backward.grad_input(g, x, low, high, grad_input=g)  # one pass, in place
+    return g
