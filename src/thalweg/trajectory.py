@@ -182,12 +182,23 @@ class Trajectory:
     def recovery_time(self, tolerance_nats: float) -> int | None:
         """Steps until the deployed loss was first within the tolerance of the float loss and stayed there for
         ``patience`` checks (or to the end), the first step counting as 1; None where it never did."""
+        first = self._came_inside(tolerance_nats)
+        return None if first is None else max(1, self.checks[first].step)
+
+    def crossing(self, tolerance_nats: float) -> float | None:
+        """The same time between two checks: the loss is taken to be linear from the last check outside to the first of
+        those that stayed. Error: at most the steps between two checks."""
+        first = self._came_inside(tolerance_nats)
+        if not first:
+            return None if first is None else float(self.checks[0].step)
+        before, after = self.checks[first - 1], self.checks[first]
+        share = (before.deployed_loss - self.float_loss - tolerance_nats) / (before.deployed_loss - after.deployed_loss)
+        return before.step + (after.step - before.step) * (share if math.isfinite(share) else 1.0)
+
+    def _came_inside(self, tolerance_nats: float) -> int | None:
         patience = max(1, int(self.recipe.get("patience", 1)))
         low = [c.deployed_loss <= self.float_loss + tolerance_nats for c in self.checks]
-        for i, check in enumerate(self.checks):
-            if all(low[i : i + patience]):
-                return max(1, check.step)
-        return None
+        return next((i for i in range(len(low)) if all(low[i : i + patience])), None)
 
     def lag(self) -> dict[str, float | int | None]:
         """Which loss moves first. ``half_step``: first check at which the deployed loss has made half of the way to

@@ -224,7 +224,9 @@ def test_what_a_check_costs(gradient, extra):
     assert [state.checks[0].pull, state.checks[0].latent_pull] == pytest.approx(pull)
 
 
-@pytest.mark.parametrize("options", [*({"gradient": g, "tail": 4} for g in GRADIENTS), {"trains": "rest"}, {"trains": "all"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [*({"gradient": g, "tail": 4} for g in GRADIENTS), {"trains": "rest"}, {"trains": "all"}], ids=str
+)
 def test_resuming_keeps_every_bit(problem, tmp_path, options):
     objective, batches, point = problem
     recipe = Recipe(steps=16, check_every=4, stop=False, lr=0.1, **options)
@@ -326,6 +328,11 @@ def test_recovery_time_waits_for_the_streak_and_lag_tells_who_moved_first():
     assert told.recovery_time(0.05) == 30 and told.recovery_time(0.001) == 40 and told.recovery_time(1e-9) == 40
     assert trajectory((0, 1.0, 1.0), (10, 1.0, 1.0)).recovery_time(0.05) == 1
     assert trajectory((0, 3.0, 1.0), (10, 2.0, 1.0)).recovery_time(0.05) is None
+    assert told.crossing(0.05) == pytest.approx(20 + 10 * 0.95 / 0.98) and told.crossing(1.0) == pytest.approx(
+        10 * 1 / 1.99
+    )
+    assert trajectory((0, 1.0, 1.0)).crossing(0.1) == 0 and trajectory((0, 3.0, 1.0)).crossing(0.1) is None
+    assert trajectory((0, math.inf, 1.0), (10, 1.0, 1.0)).crossing(0.1) == 10
     lag = told.lag()
     assert lag["half_step"] == 10 and lag["latent_change"] == pytest.approx(0.1)
     assert lag["latent_change_ratio"] == pytest.approx(0.1)

@@ -99,8 +99,8 @@ def run_arm(
     seconds = time.perf_counter() - started
     test, losses = room.objective.judged(point.deployed, room.task.test, room.task.metric)
     write_tensors(store.losses(cell.key), {"test": losses.float()}, {"key": cell.key})
-    if cell.what in study.points_needed():
-        point.save(store.point(cell.key))
+    if "point" in cell.leaves:
+        point.save(store.part("point", cell.key))
     return {
         "test": test, "validation": room.objective.loss(point.deployed), "reach": point.reach,
         "bits_per_weight": point.bits_per_weight, "seconds": seconds, **extra,
@@ -110,7 +110,7 @@ def run_arm(
 def _trained(
     study: Study, arm: Arm, cell: Cell, room: Room, store: Store, known: dict[str, dict[str, Any]], progress: Progress
 ) -> tuple[QuantizedPoint, dict[str, Any]]:
-    begin = QuantizedPoint.load(store.point(cell.needs[1])).to(room.objective.device)
+    begin = load_point(store, cell.points[0], room.objective.device)
     rates = arm.rates
     chosen = known.get(cell.needs[2], {}).get("rate") if len(cell.needs) > 2 else None
     if chosen is not None:
@@ -134,8 +134,8 @@ def _trained(
         raise ThalwegError(f"Arm {arm.name!r} has an empty list of rates. Leave rates out, or name one.")
     _, point, trajectory, rate = best
     extra: dict[str, Any] = {"rate": rate, "sweep": sweep, "trajectory": trajectory.to_json()}
-    if cell.what in study.latents_needed():
-        write_tensors(store.latent(cell.key), trajectory.latent, {"key": cell.key})
+    if "latent" in cell.leaves:
+        write_tensors(store.part("latent", cell.key), trajectory.latent, {"key": cell.key})
     extra["recovery_time"] = trajectory.recovery_time(study.tolerance_nats)
     extra["lag"] = trajectory.lag()
     if trajectory.tail:
@@ -150,7 +150,7 @@ def _rounded(
     count from the float model."""
     then = study.arms[str(arm.then)]
     assert then.method is not None
-    moved = room.objective.at(load_latent(store, cell.needs[1], room.objective.device))
+    moved = room.objective.at(load_latent(store, cell.latents[0], room.objective.device))
     point = quantize(moved, cell.scheme, then.method, seed=cell.seed, grids=base.grids, **then.options)
     if point.grids is not base.grids:
         return replace(point, reference=base.reference)
@@ -164,9 +164,9 @@ def sample_losses(store: Store, key: str) -> Tensor:
 
 def load_point(store: Store, key: str, device: torch.device | str) -> QuantizedPoint:
     """The point that a cell left for others."""
-    return QuantizedPoint.load(store.point(key)).to(device)
+    return QuantizedPoint.load(store.part("point", key)).to(device)
 
 
 def load_latent(store: Store, key: str, device: torch.device | str) -> Point:
     """The latent weights that a trained cell ended at."""
-    return {n: t.to(device) for n, t in read_tensors(store.latent(key))[0].items()}
+    return {n: t.to(device) for n, t in read_tensors(store.part("latent", key))[0].items()}

@@ -6,8 +6,8 @@ or another profile, and never mixes results of different settings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Cell:
-    """One unit of work. ``what``: an arm, a measure, or the float model. ``needs``: keys of cells that come first."""
+    """One unit of work. ``what``: an arm, a measure, or the float model. ``needs``: keys of cells that come first;
+    ``points`` and ``latents``: of those, the cells whose point or latent weights it reads. ``leaves``: what others read
+    of this one, ``point`` or ``latent``."""
 
     task: str
     scheme: str
@@ -31,6 +33,9 @@ class Cell:
     kind: str
     key: str
     needs: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()
+    latents: tuple[str, ...] = ()
+    leaves: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -48,7 +53,8 @@ def cells(study: Study) -> list[Cell]:
         out.extend(roots.values())
         for scheme in study.schemes:
             out.extend(_of_scheme(study, {**base, "scheme": scheme, "fit": study.fit}, roots))
-    return out
+    read = {"point": {k for c in out for k in c.points}, "latent": {k for c in out for k in c.latents}}
+    return [replace(c, leaves=tuple(part for part, keys in read.items() if c.key in keys)) for c in out]
 
 
 def _of_scheme(study: Study, base: dict[str, Any], roots: dict[int, Cell]) -> Iterator[Cell]:
@@ -63,10 +69,13 @@ def _of_scheme(study: Study, base: dict[str, Any], roots: dict[int, Cell]) -> It
             arm = arms[name]
             spec = {k: v for k, v in asdict(arm).items() if k not in ("name", "schemes", "tasks")}
             needs = [root.key]
+            points: tuple[str, ...] = ()
+            latents: tuple[str, ...] = ()
             if arm.train is not None:
                 if arm.begin not in arms:
                     raise ThalwegError(f"Arm {name!r} begins from {arm.begin!r}, which {scheme} lacks. Add it there.")
-                needs.append(known[seed, arm.begin].key)
+                points = (known[seed, arm.begin].key,)
+                needs += points
                 spec["tolerance"] = study.tolerance_nats
                 if len(arm.rates) > 1 and seed != first:
                     needs.append(known[first, name].key)
@@ -74,31 +83,21 @@ def _of_scheme(study: Study, base: dict[str, Any], roots: dict[int, Cell]) -> It
                 then = study.arms[str(arm.then)]
                 if arm.of not in arms:
                     raise ThalwegError(f"Arm {name!r} rounds {arm.of!r}, which {scheme} lacks. Add it there.")
-                needs.append(known[seed, arm.of].key)
+                latents = (known[seed, arm.of].key,)
+                needs += latents
                 spec["then"] = {"method": then.method, "options": then.options}
             key = content_hash({**base, "seed": seed, "arm": spec, "needs": needs})
-            known[seed, name] = Cell(task, scheme, seed, name, "arm", key, tuple(needs))
+            known[seed, name] = Cell(task, scheme, seed, name, "arm", key, tuple(needs), points, latents)
             yield known[seed, name]
         for name, measure in study.measures.items():
             made = not measure.seeds or seed in measure.seeds
             if made and here(measure) and all(role in arms for role in measure.roles.values()):
-                needs = [root.key, *(known[seed, arm].key for arm in measure.roles.values())]
+                points = tuple(known[seed, arm].key for arm in measure.roles.values())
+                latents = tuple(known[seed, arm].key for arm in study.latent_roles(measure).values())
+                needs = [root.key, *points]
                 spec = {"roles": measure.roles, "options": measure.options, "tolerance": study.tolerance_nats}
                 key = content_hash({**base, "seed": seed, "measure": spec, "needs": needs})
-                yield Cell(task, scheme, seed, name, "measure", key, tuple(needs))
-
-
-def latents_read(study: Study, every: Iterable[Cell]) -> set[str]:
-    """Keys of the cells whose latent weights another cell reads."""
-    out: set[str] = set()
-    for cell in every:
-        if cell.kind == "arm" and study.arms[cell.what].of is not None:
-            out.add(cell.needs[1])
-        if cell.kind == "measure":
-            measure = study.measures[cell.what]
-            reads = study.latent_roles(measure)
-            out |= {key for role, key in zip(measure.roles, cell.needs[1:], strict=True) if role in reads}
-    return out
+                yield Cell(task, scheme, seed, name, "measure", key, tuple(needs), points, latents)
 
 
 def _ordered(arms: dict[str, Any]) -> list[str]:
@@ -125,17 +124,13 @@ class Store:
         """Where a cell's figures are."""
         return self.folder / "cells" / f"{key}.json"
 
-    def point(self, key: str) -> Path:
-        """Where a cell's point is."""
-        return self.folder / "points" / f"{key}.safetensors"
+    def part(self, part: str, key: str) -> Path:
+        """Where a cell's ``point`` is, or the ``latent`` weights that its training ended at."""
+        return self.folder / "points" / (f"{key}.safetensors" if part == "point" else f"{key}-{part}.safetensors")
 
     def losses(self, key: str) -> Path:
         """Where a cell's test loss per sample is."""
         return self.folder / "losses" / f"{key}.safetensors"
-
-    def latent(self, key: str) -> Path:
-        """Where a trained cell's latent weights are."""
-        return self.folder / "points" / f"{key}-latent.safetensors"
 
     def checkpoint(self, key: str) -> Path:
         """Where a cell that trains keeps its state."""

@@ -149,7 +149,7 @@ def _times(scene: Scene) -> dict[str, Any]:
         )  # fmt: skip
         found = train(objective, scene.points["begin"], scene.task.train_batch, recipe, progress=scene.progress)
         rise = found.checks[0].deployed_loss - found.float_loss
-        half = found.recovery_time(rise / 2) if rise > recipe.tolerance_nats else None
+        half = found.crossing(rise / 2) if rise > recipe.tolerance_nats else None
         time = found.recovery_time(recipe.tolerance_nats)
         runs.append({"rate": rate, "time": time, "half": half, "horizon": recipe.steps,
                      "final": found.checks[-1].deployed_loss})  # fmt: skip

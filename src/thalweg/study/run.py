@@ -14,7 +14,7 @@ from ..errors import ThalwegError
 from ..load import load_task
 from ..task import Progress, Task, silent
 from . import arms
-from .cells import Cell, Store, cells, latents_read
+from .cells import Cell, Store, cells
 from .measures import Scene, take
 from .pool import Pool
 from .spec import Study
@@ -32,10 +32,7 @@ def run(
     Cost: that of the missing cells.
     """
     every = cells(study)
-    read = latents_read(study, every)
-    have = {
-        c.key: f for c in every if not fresh and (f := store.read(c)) is not None and _whole(study, store, c, read)
-    }
+    have = {c.key: f for c in every if not fresh and (f := store.read(c)) is not None and _whole(store, c)}
     waiting = [c for c in every if c.key not in have]
     running: dict[int, tuple[Any, Cell]] = {}
     failed: dict[str, dict[str, Any]] = {}
@@ -66,13 +63,10 @@ def run(
     return {**have, **failed}
 
 
-def _whole(study: Study, store: Store, cell: Cell, read: set[str]) -> bool:
+def _whole(store: Store, cell: Cell) -> bool:
     """False where another cell needs a file of this one that is gone."""
-    if cell.kind == "measure":
-        return True
-    wanted = [store.losses(cell.key)]
-    wanted += [store.point(cell.key)] if cell.what in study.points_needed() else []
-    wanted += [store.latent(cell.key)] if cell.key in read else []
+    wanted = [] if cell.kind == "measure" else [store.losses(cell.key)]
+    wanted += [store.part(part, cell.key) for part in cell.leaves]
     return all(path.is_file() for path in wanted)
 
 
@@ -97,26 +91,21 @@ def work(study: Study, cell: Cell, folder: str, device: str, known: dict[str, di
             found = arms.run_float(room, cell, store)
         else:
             _same_model(room, cell, known)
-            if cell.kind == "arm":
-                found = arms.run_arm(study, cell, room, store, known)
-            else:
-                part = study.measures[cell.what]
-                points = {
-                    role: arms.load_point(store, key, room.objective.device)
-                    for role, key in zip(part.roles, cell.needs[1:], strict=True)
-                }
-                kind, reads = part.options["measure"], study.latent_roles(part)
-                latents = {
-                    role: arms.load_latent(store, key, room.objective.device)
-                    for role, key in zip(part.roles, cell.needs[1:], strict=True)
-                    if role in reads
-                }
-                options = {k: v for k, v in part.options.items() if k != "measure"}
-                scene = Scene(room.objective, room.task, points, cell.seed, options, latents)
-                found = take(kind, scene)
+            arm = cell.kind == "arm"
+            found = arms.run_arm(study, cell, room, store, known) if arm else _measured(study, cell, room, store)
     except ThalwegError as error:
         return {"error": str(error), "label": cell.label}
     return {**found, "cell_seconds": time.perf_counter() - started}
+
+
+def _measured(study: Study, cell: Cell, room: arms.Room, store: Store) -> dict[str, Any]:
+    """Figures of one measurement, from the points and latent weights that arms left."""
+    part, device = study.measures[cell.what], room.objective.device
+    points = {r: arms.load_point(store, k, device) for r, k in zip(part.roles, cell.points, strict=True)}
+    reads = study.latent_roles(part)
+    latents = {r: arms.load_latent(store, k, device) for r, k in zip(reads, cell.latents, strict=True)}
+    options = {k: v for k, v in part.options.items() if k != "measure"}
+    return take(part.options["measure"], Scene(room.objective, room.task, points, cell.seed, options, latents))
 
 
 def _same_model(room: arms.Room, cell: Cell, known: dict[str, dict[str, Any]]) -> None:
@@ -149,8 +138,7 @@ def _room(spec: str, seed: int, own: bool, limits: tuple[tuple[str, int], ...], 
 def progress_of(study: Study, folder: Path) -> tuple[int, int]:
     """How many cells are done, and how many there are."""
     store, every = Store(folder), cells(study)
-    read = latents_read(study, every)
-    return sum(store.read(c) is not None and _whole(study, store, c, read) for c in every), len(every)
+    return sum(store.read(c) is not None and _whole(store, c) for c in every), len(every)
 
 
 def folder_of(study: Study, out: Path | None) -> Path:

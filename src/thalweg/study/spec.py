@@ -108,16 +108,6 @@ class Study:
         found = [rule for claim in self.claims for rule in rules_of(claim)]
         return [replace(rule, schemes=rule.schemes or self.schemes) for rule in found]
 
-    def points_needed(self) -> set[str]:
-        """Arms whose points a measurement or another arm reads."""
-        wanted = {role for m in self.measures.values() for role in m.roles.values()}
-        return wanted | {a.begin for a in self.arms.values() if a.train is not None}
-
-    def latents_needed(self) -> set[str]:
-        """Trained arms whose latent weights another arm rounds or a measurement reads."""
-        read = {arm for m in self.measures.values() for arm in self.latent_roles(m).values()}
-        return {a.of for a in self.arms.values() if a.of is not None} | read
-
     def latent_roles(self, measure: Measure) -> dict[str, str]:
         """Roles of a measurement whose latent weights it reads, with the trained arms that play them."""
         return {r: arm for r, arm in measure.roles.items() if r in measure.latents and self.arms[arm].train is not None}
@@ -232,9 +222,7 @@ def _arm(name: str, value: dict[str, Any]) -> Arm:
         value[key] = tuple(value.get(key) or ())
     arm = Arm(name, **value)
     if sum(part is not None for part in (arm.method, arm.train, arm.of)) != 1 or (arm.of is None) != (arm.then is None):
-        raise ThalwegError(
-            f"Arm {name!r} needs a method, or train, or of with then. Write {name}: {{method: gptq}}."
-        )
+        raise ThalwegError(f"Arm {name!r} needs a method, or train, or of with then. Write {name}: {{method: gptq}}.")
     if arm.method is not None:
         catalog.get("methods", arm.method)
         catalog.check_options("methods", arm.method, arm.options)
