@@ -214,6 +214,11 @@ def test_profiles_change_what_they_name():
     assert base["arms"]["qat"]["train"]["steps"] == 9
 
 
+def test_only_some_claims_are_judged():
+    plan = parse({**PLAN, "only": [PLAN["claims"][0]["claim"]]})
+    assert [c["claim"] for c in plan.claims] == [PLAN["claims"][0]["claim"]] and plan.rules
+
+
 @pytest.mark.parametrize("file", sorted((REPO / "studies").glob("paper-*.yaml")), ids=lambda f: f.stem)
 def test_the_studies_of_the_house_can_be_read(file):
     for profile in ("", *(yaml.safe_load(file.read_text()).get("profiles") or {})):
@@ -233,7 +238,7 @@ def test_the_studies_of_the_house_can_be_read(file):
         ({"measures": {"geometry": {"failed": "nearest"}}}, "second"), ({"measures": {"geometri": {}}}, "geometry"),
         ({"measures": {"nearby": {"failed": "nearest", "found": "x"}}}, "found"), ({"tolerance_nats": -1}, "positive"),
         ({"measures": {"nearby": {"failed": "nearest", "found": "qat", "draw": 2}}}, "draws"),
-        ({"claims": [{"claim": "C1"}]}, "rules"),
+        ({"claims": [{"claim": "C1"}]}, "rules"), ({"only": ["C99"]}, "C99"),
         ({"claims": [{"claim": "C1", "rules": [{"quantity": "a", "comparison": "~", "text": "t"}]}]}, "comparison"),
     ],
     ids=str,

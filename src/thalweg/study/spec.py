@@ -84,7 +84,7 @@ class Measure:
 class Study:
     """A study as it will be run, its profile applied. ``limits``: most samples of ``test``, ``frozen`` data.
     ``networks``: ``one`` float model, for which the seed draws calibration and training data, or ``each`` seed its own
-    (built-in tasks then train that many)."""
+    (built-in tasks then train that many). ``only``: the claims that are judged, all unless named."""
 
     name: str
     tasks: tuple[str, ...]
@@ -101,6 +101,7 @@ class Study:
     alpha: float = 0.05
     minimum_seeds: int = 5
     networks: str = "one"
+    only: tuple[str, ...] = ()
 
     @property
     def rules(self) -> list[Rule]:
@@ -193,9 +194,15 @@ def parse(found: Mapping[str, Any], profile: str = "") -> Study:
     for key in limits:
         if key not in ("test", "frozen"):
             raise unknown("limit", key, ("test", "frozen"))
+    claims, only = tuple(found.get("claims") or ()), tuple(map(str, found.get("only") or ()))
+    named = [str(c.get("claim")) for c in claims if isinstance(c, Mapping)]
+    for name in only:
+        if name not in named:
+            raise unknown("claim", name, named)
     result = Study(
         name=str(found["name"]), tasks=tuple(map(str, found["tasks"])), schemes=schemes, seeds=seeds, arms=arms,
-        measures=measures, claims=tuple(found.get("claims") or ()), about=str(found.get("about", "")).strip(),
+        measures=measures, claims=tuple(c for c in claims if not only or c.get("claim") in only), only=only,
+        about=str(found.get("about", "")).strip(),
         fit=str(found.get("fit", "mse")), limits=limits, tolerance_nats=tolerance, profile=profile,
         alpha=float(found.get("alpha", 0.05)), minimum_seeds=int(found.get("minimum_seeds", 5)),
         networks=str(found.get("networks", "one")),
