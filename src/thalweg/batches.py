@@ -48,6 +48,25 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def laid_out(batch: Any) -> Any:
+    """Images of a batch (float32 ``[samples, channels, height, width]``) in channels last, the layout in which a CPU
+    convolves and pools up to three times as fast; everything else as it is. Equal values, other strides."""
+    if isinstance(batch, list | tuple):
+        return type(batch)(laid_out(part) for part in batch)
+    if not is_image(batch):
+        return batch
+    _, channels, height, width = batch.shape
+    if channels > 1:
+        return batch.contiguous(memory_format=torch.channels_last)
+    strides = (height * width, 1, width, 1)  # of one channel, where torch itself would not tell the layouts apart
+    return batch.contiguous().as_strided(batch.shape, strides)
+
+
+def is_image(part: Any) -> bool:
+    """True for what :func:`laid_out` changes."""
+    return isinstance(part, Tensor) and part.ndim == 4 and part.dtype == torch.float32
+
+
 def choose_device(name: str | torch.device) -> torch.device:
     """A usable device, ``auto`` being an accelerator where there is one."""
     if str(name) == "auto":
