@@ -48,22 +48,6 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
-def laid_out(batch: Any) -> Any:
-    """Images of a batch (float32 ``[samples, channels, height, width]``, several channels) in channels last, the layout
-    in which a CPU convolves and pools faster; everything else as it is. Equal values, other strides.
-
-    Never one channel: torch does not tell its layouts apart, and given strides of channels last all the same, its
-    gradients differ from run to run and damage memory (torch 2.13, docs/log.md)."""
-    if isinstance(batch, list | tuple):
-        return type(batch)(laid_out(part) for part in batch)
-    return batch.contiguous(memory_format=torch.channels_last) if is_image(batch) else batch
-
-
-def is_image(part: Any) -> bool:
-    """True for what :func:`laid_out` changes."""
-    return isinstance(part, Tensor) and part.ndim == 4 and part.dtype == torch.float32 and part.shape[1] > 1
-
-
 def choose_device(name: str | torch.device) -> torch.device:
     """A usable device, ``auto`` being an accelerator where there is one."""
     if str(name) == "auto":

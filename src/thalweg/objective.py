@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import space
-from .batches import LOSSES, Loss, choose_device, chunks, frozen, is_image, laid_out, to_device
+from .batches import LOSSES, Loss, choose_device, chunks, frozen, to_device
 from .calibration import Visit, Visitor, stream
 from .errors import ThalwegError, unknown
 from .layers import Layer, batchnorms, quantizable
@@ -55,7 +55,7 @@ class Objective:
     Raises:
         ThalwegError: empty data, random data, NaN weights, no quantizable layer, train-mode BatchNorm.
 
-    Cost of construction: two forwards, two or three more where batches are cut or hold images.
+    Cost of construction: two forwards, two more where batches are cut.
     """
 
     def __init__(
@@ -105,7 +105,6 @@ class Objective:
         self.batches = frozen(batches, self.device)
         self.calibration = self.batches if calibration is None else frozen(calibration, self.device)
         self._pieces = self._uncut = self.batches
-        self._laid = False
         self._check_determinism(batches, noise_ok)
         if self.noise == 0:
             self._cut(chunk)
@@ -129,7 +128,6 @@ class Objective:
         space.check_finite(self.weights)
         self.axes = dict.fromkeys(self.weights, 0)
         self.batches = self.calibration = self._pieces = self._uncut = [None]
-        self._laid = False
         self._check_determinism(None, noise_ok)
         return self
 
@@ -189,7 +187,7 @@ class Objective:
 
     def batch_loss(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Mean loss on any batch, differentiable: the training loss."""
-        batch = self.placed(batch)
+        batch = to_device(batch, self.device)
         return self.sample_losses(self.forward(weights, batch), batch).mean()
 
     @torch.no_grad()
@@ -229,33 +227,17 @@ class Objective:
         return self._pieces if self._uncut is self.batches else self.batches
 
     def _cut(self, chunk: int | None) -> None:
-        """Cut the batches and, on a CPU, lay images out with channels last; keep what leaves the loss of every sample
-        as it is up to rounding."""
+        """Cut the batches, and keep the cut if every sample keeps its loss up to rounding."""
         pieces = [piece for batch in self.batches for piece in chunks(batch, chunk, self.device)]
-        ways = [(pieces, False)] if len(pieces) != len(self.batches) else []
-        parts = [p for piece in pieces for p in (piece if isinstance(piece, list | tuple) else [piece])]
-        if self.device.type == "cpu" and any(map(is_image, parts)):
-            ways.insert(0, ([laid_out(piece) for piece in pieces], True))
-        if not ways:
+        if len(pieces) == len(self.batches):
             return
-        whole = self.losses({})
-        for self._pieces, self._laid in ways:
-            try:
-                found = self.losses({})
-            except (
-                RuntimeError,
-                ValueError,
-                IndexError,
-            ):  # of one batch size or layout
-                continue
-            if len(found) == len(whole) and torch.allclose(found, whole, rtol=1e-4, atol=1e-5):
-                return
-        self._pieces, self._laid = self.batches, False
-
-    def placed(self, batch: Any) -> Any:
-        """Any batch where and as the model takes the frozen data: on its device, images in their layout."""
-        batch = to_device(batch, self.device)
-        return laid_out(batch) if self._laid else batch
+        whole, self._pieces = self.losses({}), pieces
+        try:
+            cut = self.losses({})
+        except (RuntimeError, ValueError, IndexError):  # a model of one batch size, a loss with a fixed one
+            cut = whole[:0]
+        if len(cut) != len(whole) or not torch.allclose(cut, whole, rtol=1e-4, atol=1e-5):
+            self._pieces = self.batches
 
     @property
     def samples(self) -> int:
@@ -361,7 +343,7 @@ class Objective:
     ) -> tuple[dict[str, float], Tensor]:
         """The same with the loss of every sample (float64 ``[samples]``), for paired comparisons."""
         losses, right = [], []
-        for batch in map(self.placed, frozen(batches, self.device)):
+        for batch in frozen(batches, self.device):
             output = self.forward(weights, batch)
             losses.append(self.sample_losses(output, batch).double())
             if metric == "accuracy":

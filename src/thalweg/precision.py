@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .batches import laid_out
 from .errors import ThalwegError, unknown
 
 PRECISIONS = ("float32", "bf16", "auto")
@@ -48,6 +47,15 @@ def products(precision: str, device: torch.device) -> AbstractContextManager[Any
     if settled(precision, device) == "float32":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def laid_out(batch: Any) -> Any:
+    """Images of a batch in channels last, the layout that bf16 convolutions want; everything else as it is."""
+    if isinstance(batch, Tensor):
+        return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
+    if isinstance(batch, list | tuple):
+        return type(batch)(laid_out(part) for part in batch)
+    return batch
 
 
 def full(output: Any) -> Any:
