@@ -17,7 +17,8 @@ from ..errors import ThalwegError
 from ..files import plain, read_json, write_json
 from .spec import FLOAT, Study
 
-FORMAT = 1
+FORMAT = 2
+"""Goes up when a cell of the same settings comes to other figures or files."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ class Store:
 
     def part(self, part: str, key: str) -> Path:
         """Where a cell's ``point`` is, or the ``latent`` weights that its training ended at."""
-        return self.folder / "points" / (f"{key}.safetensors" if part == "point" else f"{key}-{part}.safetensors")
+        return self.folder / "points" / f"{key}-{part}.safetensors"
 
     def losses(self, key: str) -> Path:
         """Where a cell's test loss per sample is."""

@@ -22,14 +22,14 @@ An arm is a rounding ``method`` with ``options`` or a training recipe (``train``
 :class:`thalweg.train.Recipe`). ``rates`` are learning rates tried on the first seed; the one that is best on the frozen
 validation data is every seed's. ``of`` takes the latent weights that another arm trained, and ``then`` rounds them with
 the method of a third: float training, then rounding. ``batchnorm``: statistics are re-estimated at the end. Arms and
-measures take ``schemes`` and ``tasks`` to name where they run, measures ``seeds`` too. A profile changes whatever it
-names and leaves the rest.
+measures take ``schemes`` and ``tasks`` to name where they run, measures ``seeds`` too. ``only: [C8]`` judges some
+claims. A profile changes whatever it names and leaves the rest.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ class Measure:
 class Study:
     """A study as it will be run, its profile applied. ``limits``: most samples of ``test``, ``frozen`` data.
     ``networks``: ``one`` float model, for which the seed draws calibration and training data, or ``each`` seed its own
-    (built-in tasks then train that many). ``only``: the claims that are judged, all unless named."""
+    (built-in tasks then train that many)."""
 
     name: str
     tasks: tuple[str, ...]
@@ -101,7 +101,6 @@ class Study:
     alpha: float = 0.05
     minimum_seeds: int = 5
     networks: str = "one"
-    only: tuple[str, ...] = ()
 
     @property
     def rules(self) -> list[Rule]:
@@ -163,7 +162,7 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def parse(found: Mapping[str, Any], profile: str = "") -> Study:
     """A study from plain values; see :func:`read_study`."""
-    known = {f.name for f in fields(Study)} - {"profile"}
+    known = {f.name for f in fields(Study)} - {"profile"} | {"only"}
     for key in found:
         if key not in known:
             raise unknown("key of a study", key, known)
@@ -194,14 +193,9 @@ def parse(found: Mapping[str, Any], profile: str = "") -> Study:
     for key in limits:
         if key not in ("test", "frozen"):
             raise unknown("limit", key, ("test", "frozen"))
-    claims, only = tuple(found.get("claims") or ()), tuple(map(str, found.get("only") or ()))
-    named = [str(c.get("claim")) for c in claims if isinstance(c, Mapping)]
-    for name in only:
-        if name not in named:
-            raise unknown("claim", name, named)
     result = Study(
         name=str(found["name"]), tasks=tuple(map(str, found["tasks"])), schemes=schemes, seeds=seeds, arms=arms,
-        measures=measures, claims=tuple(c for c in claims if not only or c.get("claim") in only), only=only,
+        measures=measures, claims=_judged(tuple(found.get("claims") or ()), found.get("only") or ()),
         about=str(found.get("about", "")).strip(),
         fit=str(found.get("fit", "mse")), limits=limits, tolerance_nats=tolerance, profile=profile,
         alpha=float(found.get("alpha", 0.05)), minimum_seeds=int(found.get("minimum_seeds", 5)),
@@ -218,6 +212,17 @@ def rules_of(claim: Mapping[str, Any]) -> list[Rule]:
     if not isinstance(claim, Mapping) or not claim.get("claim") or not claim.get("rules"):
         raise ThalwegError(f"A claim needs a name and rules, and {str(claim)[:80]!r} has not. Write claim: and rules:.")
     return [Rule.from_dict({"claim": claim["claim"], **rule}) for rule in claim["rules"]]
+
+
+def _judged(claims: tuple[Any, ...], only: Collection[str]) -> tuple[Any, ...]:
+    """The claims that are named, all where none is."""
+    if not only:
+        return claims
+    known = {rules_of(claim)[0].claim: claim for claim in claims}
+    for name in only:
+        if name not in known:
+            raise unknown("claim", str(name), known)
+    return tuple(claim for name, claim in known.items() if name in only)
 
 
 def _arm(name: str, value: dict[str, Any]) -> Arm:
