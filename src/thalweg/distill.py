@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .batches import to_device
 from .objective import Objective
 from .space import Point
 
@@ -36,7 +35,7 @@ class Teacher:
     def __init__(self, objective: Objective, batches: Iterable[Any] | None = None, *, limit: int = LIMIT):
         self.objective = objective
         chosen = objective.calibration if batches is None else batches
-        self.batches = [to_device(batch, objective.device) for batch in chosen]
+        self.batches = [objective.placed(batch) for batch in chosen]
         self._targets: list[Tensor | None] = []
         self._shapes: list[tuple[int, ...]] = []
         self._base: dict[str, Tensor] | None = None
@@ -81,7 +80,7 @@ class Teacher:
     ) -> Tensor:
         """Per-sample divergence ``[samples]`` on any batch, differentiable in the weights. ``target``: of that
         batch, where known. ``extra``: renewed BatchNorm statistics. Cost: one or two forwards of that batch."""
-        batch = to_device(batch, self.objective.device)
+        batch = self.objective.placed(batch)
         target = self.target(batch) if target is None else target
         output = self.objective.forward(weights, batch, extra)
         if not self.objective.has_outputs:

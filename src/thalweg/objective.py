@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from . import space
 from .batches import LOSSES, Loss, choose_device, chunks, frozen, to_device
 from .calibration import Visit, Visitor, stream
+from .channels import has_images, laid_out, safe
 from .errors import ThalwegError, unknown
 from .layers import Layer, batchnorms, quantizable
 from .space import Point
@@ -55,7 +56,7 @@ class Objective:
     Raises:
         ThalwegError: empty data, random data, NaN weights, no quantizable layer, train-mode BatchNorm.
 
-    Cost of construction: two forwards, two more where batches are cut.
+    Cost of construction: two forwards, two or three more where batches are cut or hold images.
     """
 
     def __init__(
@@ -105,9 +106,11 @@ class Objective:
         self.batches = frozen(batches, self.device)
         self.calibration = self.batches if calibration is None else frozen(calibration, self.device)
         self._pieces = self._uncut = self.batches
+        self._laid = False
         self._check_determinism(batches, noise_ok)
         if self.noise == 0:
             self._cut(chunk)
+        self.calibration = [self.placed(batch) for batch in self.calibration]
 
     @classmethod
     def of(
@@ -128,6 +131,7 @@ class Objective:
         space.check_finite(self.weights)
         self.axes = dict.fromkeys(self.weights, 0)
         self.batches = self.calibration = self._pieces = self._uncut = [None]
+        self._laid = False
         self._check_determinism(None, noise_ok)
         return self
 
@@ -187,7 +191,7 @@ class Objective:
 
     def batch_loss(self, weights: Mapping[str, Tensor], batch: Any) -> Tensor:
         """Mean loss on any batch, differentiable: the training loss."""
-        batch = to_device(batch, self.device)
+        batch = self.placed(batch)
         return self.sample_losses(self.forward(weights, batch), batch).mean()
 
     @torch.no_grad()
@@ -227,17 +231,28 @@ class Objective:
         return self._pieces if self._uncut is self.batches else self.batches
 
     def _cut(self, chunk: int | None) -> None:
-        """Cut the batches, and keep the cut if every sample keeps its loss up to rounding."""
+        """Cut the batches and, on a CPU, lay images out with channels last; keep what leaves the loss of every sample
+        as it is up to rounding."""
         pieces = [piece for batch in self.batches for piece in chunks(batch, chunk, self.device)]
-        if len(pieces) == len(self.batches):
+        ways = [(pieces, False)] if len(pieces) != len(self.batches) else []
+        if self.device.type == "cpu" and has_images(pieces) and safe(self.model, self.device):
+            ways.insert(0, (laid_out(pieces), True))
+        if not ways:
             return
-        whole, self._pieces = self.losses({}), pieces
-        try:
-            cut = self.losses({})
-        except (RuntimeError, ValueError, IndexError):  # a model of one batch size, a loss with a fixed one
-            cut = whole[:0]
-        if len(cut) != len(whole) or not torch.allclose(cut, whole, rtol=1e-4, atol=1e-5):
-            self._pieces = self.batches
+        whole = self.losses({})
+        for self._pieces, self._laid in ways:
+            try:
+                found = self.losses({})
+            except (RuntimeError, ValueError, IndexError):  # a model or loss of one batch size or layout
+                continue
+            if len(found) == len(whole) and torch.allclose(found, whole, rtol=1e-4, atol=1e-5):
+                return
+        self._pieces, self._laid = self.batches, False
+
+    def placed(self, batch: Any) -> Any:
+        """Any batch where and as the model takes the frozen data: on its device, images in their layout."""
+        batch = to_device(batch, self.device)
+        return laid_out(batch) if self._laid else batch
 
     @property
     def samples(self) -> int:
@@ -343,7 +358,7 @@ class Objective:
     ) -> tuple[dict[str, float], Tensor]:
         """The same with the loss of every sample (float64 ``[samples]``), for paired comparisons."""
         losses, right = [], []
-        for batch in frozen(batches, self.device):
+        for batch in map(self.placed, frozen(batches, self.device)):
             output = self.forward(weights, batch)
             losses.append(self.sample_losses(output, batch).double())
             if metric == "accuracy":

@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from .batches import to_device
+from .channels import laid_out, safe
 from .errors import ThalwegError, unknown
 
 PRECISIONS = ("float32", "bf16", "auto")
@@ -49,15 +51,6 @@ def products(precision: str, device: torch.device) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16)
 
 
-def laid_out(batch: Any) -> Any:
-    """Images of a batch in channels last, the layout that bf16 convolutions want; everything else as it is."""
-    if isinstance(batch, Tensor):
-        return batch.contiguous(memory_format=torch.channels_last) if batch.ndim == 4 else batch
-    if isinstance(batch, list | tuple):
-        return type(batch)(laid_out(part) for part in batch)
-    return batch
-
-
 def full(output: Any) -> Any:
     """An output in float32: a tensor, or the logits of a model's output; everything else as it is."""
     if isinstance(output, Tensor):
@@ -67,11 +60,12 @@ def full(output: Any) -> Any:
     return output
 
 
-def half_forward(forward: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """A forward that moves its input to the device and runs in bf16."""
+def half_forward(forward: Callable[..., Any], model: nn.Module, device: torch.device) -> Callable[..., Any]:
+    """A model's forward in bf16, its input moved to the device, images with channels last where that is safe."""
+    laid = laid_out if safe(model, device) else lambda batch: batch
 
-    def run(x: Tensor, **options: Any) -> Any:
+    def run(batch: Any, **options: Any) -> Any:
         with products("bf16", device):
-            return forward(laid_out(x.to(device, non_blocking=True)), **options)
+            return forward(laid(to_device(batch, device)), **options)
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +11,10 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from .batches import to_device
 from .blocks import blocks, captured, first_tensor, halted
 from .errors import ThalwegError
 from .objective import Objective
-from .precision import full, laid_out, products
+from .precision import full, half_forward, products, settled
 from .space import Point
 from .trajectory import Recipe
 
@@ -39,7 +39,7 @@ def gradient(
         elif recipe.distill or recipe.hidden:
             loss = _distilled(objective, recipe, {**fixed, **leaves}, batch)
         else:
-            batch = to_device(batch, objective.device)
+            batch = objective.placed(batch)
             output = _forward(objective, recipe, {**fixed, **leaves}, batch)
             loss = objective.sample_losses(output, batch).mean()
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
@@ -48,10 +48,10 @@ def gradient(
 
 def _forward(objective: Objective, recipe: Recipe, weights: Mapping[str, Tensor], batch: Any) -> Any:
     """The model's output in the recipe's precision, itself in float32 where that is half."""
-    if recipe.precision == "float32":
-        return objective.forward(weights, batch)
-    with products(recipe.precision, objective.device):
-        return full(objective.forward(weights, laid_out(batch)))
+    forward = partial(objective.forward, weights)
+    if settled(recipe.precision, objective.device) == "float32":
+        return forward(batch)
+    return full(half_forward(forward, objective.model, objective.device)(batch))
 
 
 def divergence(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -63,7 +63,7 @@ def divergence(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> 
 
 def _distilled(objective: Objective, recipe: Recipe, weights: Point, batch: Any) -> Tensor:
     """``(1 - d)·task + d·KL(float ‖ quantized) + h·mean over blocks of |h_q - h|²/|h|²``."""
-    batch = to_device(batch, objective.device)
+    batch = objective.placed(batch)
     names = blocks(objective.model) if recipe.hidden else []
     with torch.no_grad(), captured(objective.model, names) as theirs:
         teacher = _forward(objective, recipe, {}, batch)
@@ -98,7 +98,7 @@ def _block(
 ) -> tuple[Point, Tensor]:
     """Error of one block's output: quantized inputs from its trained predecessors, the float model's output as
     target. Only this block's activations are kept (compare EfficientQAT, arXiv:2407.11062, section 3.2)."""
-    model, batch = objective.model, to_device(batch, objective.device)
+    model, batch = objective.model, objective.placed(batch)
     name = block_of(step, recipe.steps, blocks(model))
     with torch.no_grad():
         with halted(model, name, output=True) as target:

@@ -37,6 +37,7 @@ LAYERS = [
         "heap",
         "precision",
         "batches",
+        "channels",
     },
     {"space", "grid", "fitting", "claims", "survival"},
     {"objective", "scheme", "landscape", "walk"},
@@ -108,6 +109,7 @@ def test_dependencies_point_one_way():
                 "load",
                 "precision",
                 "batches",
+                "channels",
                 "fold",
                 "curvature",  # basic rounding keeps the steepest directions still, and has to measure them
             }

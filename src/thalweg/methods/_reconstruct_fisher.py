@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import space
-from ..batches import to_device
 from ..blocks import Block, captured
 from ..feeds import Feed
 from ..kronecker import sampled_loss
@@ -32,7 +31,7 @@ def output_fisher(objective: Objective, blocks: Sequence[Block], draws: int, see
     rng = space.generator(seed, "output fisher")
     found: Diagonal = {block.name: [] for block in blocks}
     for batch in objective.calibration:
-        batch = to_device(batch, objective.device)
+        batch = objective.placed(batch)
         leaves = {n: objective.weights[n].detach().requires_grad_() for block in blocks for n in block.weights}
         with torch.enable_grad(), captured(objective.model, found) as outputs:
             result = objective.forward(leaves, batch)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..batches import choose_device
+from ..channels import safe
 from ..errors import ThalwegError
 from ..precision import half_forward, settled
 
@@ -84,8 +85,10 @@ def forward_on(model: nn.Module, device: str, precision: str = "") -> tuple[torc
     where = choose_device(device)
     kind = settled(precision or ("auto" if where.type == "cuda" else "float32"), where)
     if kind == "bf16":
-        model.to(where).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return where, half_forward(torch.compile(model) if where.type == "cuda" else model, where)
+        model.to(where)
+        if safe(model, where):
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return where, half_forward(torch.compile(model) if where.type == "cuda" else model, model, where)
     if where.type == "cpu":
         return where, model
     model.to(where)
