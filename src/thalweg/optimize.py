@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import space
 from .errors import unknown
+from .estimators._estimator import Estimator
 from .latent import Latent
 from .space import Point
 from .trajectory import Recipe
@@ -19,6 +20,17 @@ SCALE_RATE = 0.05
 """Learning rate of scales under adamw, relative to their mean, per grid step per update of the weights."""
 NORM_RATE = 0.1
 """The same of norms and other parameters that are not quantized, relative to their mean absolute value."""
+
+
+SCALES_ALONE = 0.1
+"""Learning rate of adamw, in the units of the recipe, where scales are all that moves."""
+
+
+def usual_rate(recipe: Recipe, estimator: Estimator) -> float:
+    """The learning rate of a recipe that names none (figures behind the presets: docs/log.md)."""
+    if recipe.optimizer != "adamw":
+        return 0.02
+    return SCALES_ALONE if recipe.trains == "scales" else estimator.lr
 
 
 class Movers:

@@ -17,7 +17,7 @@ from .blocks import norm_parameters
 from .errors import ThalwegError
 from .latent import Latent
 from .objective import Objective
-from .optimize import Movers
+from .optimize import Movers, usual_rate
 from .point import QuantizedPoint
 from .precision import settled
 from .scheme import refit
@@ -111,7 +111,7 @@ class Run:
         self.watch, self.audit, self.progress, self.keep = watch, audit, progress, keep
         estimator = catalog.get("estimators", recipe.estimator)()
         if recipe.lr is None:
-            recipe = replace(recipe, lr=estimator.lr if recipe.optimizer == "adamw" else 0.02)
+            recipe = replace(recipe, lr=usual_rate(recipe, estimator))
         exact = batches is None and recipe.precision == "auto"
         recipe = replace(recipe, precision="float32" if exact else settled(recipe.precision, objective.device))
         if recipe.gradient != "deployed" and recipe.estimator != "ste":

@@ -24,12 +24,12 @@ class Recipe:
     """How to train. Learning rates of ``adamw`` are in grid steps per update, those of ``sgd`` raw.
 
     ``steps``: budget. ``optimizer``: ``"adamw"``, ``"sgd"``, or a function from parameter groups to any torch
-    optimizer. ``lr``: None takes the estimator's preset (``sgd``: 0.02). ``schedule``: ``"cosine"`` decays to a tenth
-    over the budget, ``"constant"`` does not. ``estimator``: of the catalogue. ``start``: latent weights begin at the
-    ``"float"`` weights (their rounding is deployed first) or at the ``"point"``. ``check_every``: steps between looks
-    at the frozen data. ``patience``: checks in a row that must be inside. ``tolerance_nats``: τ. ``average``: decay of
-    the latent average per step. ``stop``: end when inside. ``seed``: of everything random in the recipe
-    (low-rank factors, controls).
+    optimizer. ``lr``: None takes the estimator's preset (scales alone: 0.1; ``sgd``: 0.02). ``schedule``:
+    ``"cosine"`` decays to a tenth over the budget, ``"constant"`` does not. ``estimator``: of the catalogue.
+    ``start``: latent weights begin at the ``"float"`` weights (their rounding is deployed first) or at the
+    ``"point"``. ``check_every``: steps between looks at the frozen data. ``patience``: checks in a row that must be
+    inside. ``tolerance_nats``: τ. ``average``: decay of the latent average per step. ``stop``: end when inside.
+    ``seed``: of everything random in the recipe (low-rank factors, controls).
 
     ``trains``: ``"weights"`` (and scales, where the estimator learns them), ``"scales"`` (codes stay as the point has
     them), ``"norms"`` (parameters of normalization layers; the point's weights stay), ``"rest"`` (every parameter

@@ -36,6 +36,14 @@ def test_only_scales_move(problem):
     assert min(found.losses.values()) < found.checks[0].deployed_loss
 
 
+def test_rates_that_a_recipe_leaves_out(problem):
+    _, objective, batches, point = problem
+    rate = lambda **recipe: Run(objective, point, batches, Recipe(**recipe)).recipe.lr
+    assert rate() == 0.02 and rate(estimator="parq") == 0.05 and rate(trains="norms") == 0.02
+    assert rate(trains="scales") == 0.1 and rate(trains="scales", lr=0.3) == 0.3
+    assert rate(trains="scales", optimizer="sgd") == 0.02
+
+
 def test_scale_gradient_is_that_of_autograd(problem):
     _, objective, batches, point = problem
     state = Run(objective, point, batches, Recipe(trains="scales"))

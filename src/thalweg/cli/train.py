@@ -17,7 +17,8 @@ def train(
     model: Annotated[str | None, typer.Option(help="Model, where the point does not name it.")] = None,
     steps: Annotated[int, typer.Option(help="Budget of steps.")] = 300,
     lr: Annotated[
-        float | None, typer.Option(help="adamw: grid steps per update (preset of the estimator); sgd: raw (0.1).")
+        float | None,
+        typer.Option(help="adamw: grid steps per update (preset of the estimator; scales alone 0.1); sgd: raw (0.1)."),
     ] = None,
     optimizer: Annotated[str, typer.Option(help="adamw or sgd.")] = "adamw",
     momentum: Annotated[float, typer.Option(help="Of sgd.")] = 0.0,
