@@ -6,6 +6,7 @@ above. Functions draw into a given matplotlib figure and return nothing.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from .facts import Spot, number, recovered, start_of
@@ -28,6 +29,17 @@ def rise_axis(axes: Any, rises: list[float], tolerance: float, label: bool = Tru
     axes.axhline(tolerance, color=INK, linewidth=0.9, linestyle=(0, (5, 3)))
     if label:
         axes.set_ylabel("loss above the float weights, nats")
+
+
+def plain_log(axis: Any) -> None:
+    """Ticks 1, 2, 5, 10, ... written as such; powers of ten where the range is wide."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    low, high = sorted(axis.get_view_interval())
+    narrow = low > 0 and math.log10(high / low) < 2
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def tolerance_label(axes: Any, tolerance: float, x: float = 0.01, align: str = "left") -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from .curves import rise_axis, tolerance_label, walk
+from .curves import plain_log, rise_axis, tolerance_label, walk
 from .facts import Spot, by_bits, methods, metric_text, recovered, spots, start_of
 from .style import COLOURS, GREY, INK, PAPER, look, spread
 
@@ -28,7 +27,7 @@ def transition(figure: Any, task: dict[str, Any]) -> None:
         panels[1].set_ylabel("accuracy on test data, %" if metric == "accuracy" else f"{metric} on test data")
         if metric == "perplexity":
             panels[1].set_yscale("log")
-            _plain_log(panels[1].yaxis)
+            plain_log(panels[1].yaxis)
         if before is not None:
             panels[1].axhline(before, color=COLOURS["float"], linewidth=1)
             panels[1].annotate(
@@ -152,14 +151,3 @@ def _lane(axes: Any, y: float, key: str, keys: list[str], rows: list[dict[str, A
 
 def _two_lines(label: str) -> str:
     return label.replace(" ", "\n", 1) if len(label) > 12 else label
-
-
-def _plain_log(axis: Any) -> None:
-    """Ticks 1, 2, 5, 10, ... written as such; powers of ten where the range is wide."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    low, high = sorted(axis.get_view_interval())
-    narrow = low > 0 and math.log10(high / low) < 2
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,)))
-    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
-    axis.set_minor_formatter(NullFormatter())

@@ -6,7 +6,7 @@ import math
 import statistics
 from typing import Any
 
-from .curves import nothing, rise_axis, tolerance_label
+from .curves import nothing, plain_log, rise_axis, tolerance_label
 from .study_dots import HUES, finite
 from .style import COLOURS, GREY, INK, PAPER
 
@@ -58,8 +58,6 @@ def replanting(figure: Any, data: dict[str, Any]) -> None:
 
 def recovery_time(figure: Any, data: dict[str, Any]) -> None:
     """A mark per seed and rate, open at the horizon where the time was not reached."""
-    from matplotlib.ticker import FuncFormatter
-
     axes, rates, horizon = figure.subplots(), data["rates"], data["horizon"]
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -94,8 +92,7 @@ def recovery_time(figure: Any, data: dict[str, Any]) -> None:
         )  # fmt: skip
     axes.set_xticks(rates, [f"{r:g}" for r in rates])
     axes.xaxis.set_minor_locator(nothing())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}" if v >= 1 else f"{v:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda v, _: ""))
+    plain_log(axes.yaxis)
     unit = f", {data['unit']}" if data.get("unit") else ""
     axes.set_xlabel(f"learning rate{unit} (dashed: slope −1)")
     axes.set_ylabel(f"steps of QAT until {data.get('until', 'the loss is low')}")
