@@ -3,7 +3,7 @@
 One pass per step rounds, counts flips, marks what ever flipped and renews the average. Where a tensor's memory is
 already in the order of its scales, the pass works through it in chunks that stay in the processor's cache;
 elsewhere, and with ``chunk=None``, it goes tensor by tensor through :class:`Grid` itself: the plain reference,
-equal bit for bit but for the sign of zeros at :attr:`Latent.live`.
+equal bit for bit.
 """
 
 from __future__ import annotations
@@ -203,10 +203,13 @@ class Latent:
         low, high = int(levels.low), int(levels.high)  # type: ignore[arg-type]
         x.round_().clamp_(low, high)
         if low >= -128 and high <= 127:  # conversion to signed bytes is four times as fast as to unsigned ones
-            t.fresh.copy_(x).sub_(low)
+            t.fresh.copy_(x)
+            if value is None:
+                value = x.copy_(t.fresh)  # -0.0 becomes 0.0
+            t.fresh.sub_(low)
         else:
             t.fresh.view(torch.uint8).copy_(x - low)
-        value = x if value is None else value
+            value = x.add_(0.0) if value is None else value
         codes = t.codes.view(torch.int8)
         moved = t.fresh != codes
         t.ever.logical_or_(moved)

@@ -138,9 +138,7 @@ def test_limits_of_the_prox_maps():
 
 
 def bits(run):
-    """What both ways share; zeros of the forward pass may differ in their sign."""
-    live = {n: w + 0.0 for n, w in run.latent.live.items()}
-    state = {"codes": run.latent.codes, "live": live, "latent": run.latent.weights, "ever": run.latent.ever}
+    state = {"codes": run.latent.codes, "live": run.latent.live, "latent": run.latent.weights, "ever": run.latent.ever}
     return {k: space.fingerprint(v) for k, v in (state | {"scale": run.latent.scale}).items()}, run.flips
 
 
