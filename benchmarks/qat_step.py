@@ -1,4 +1,4 @@
-"""One QAT step against one float step: same batch, same tensors, same AdamW, taken in turn in one process.
+"""One QAT step against one float step: same batch, tensors and AdamW, in one process, in another order each round.
 
     python benchmarks/qat_step.py --repeat 7            # writes runs/qat_step.json
 
@@ -11,7 +11,9 @@ the float step of the same round.
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -90,17 +92,23 @@ def main() -> None:
     objective = Objective(model, [batch[:1, :16]], "causal_lm")
     jobs = contestants(objective, arguments.scheme, batch, arguments.estimators.split(","))
     times: dict[str, list[float]] = {name: [] for name in jobs}
+    order = random.Random(0)  # who comes first finds other caches
     for i in range(arguments.repeat + 1):
-        for name, job in jobs.items():
+        for name, job in order.sample(list(jobs.items()), len(jobs)):
             started = time.perf_counter()
             job()
             if i:
                 times[name].append(time.perf_counter() - started)
     rows = {}
     for name, taken in times.items():
-        ratio = statistics.median(a / b for a, b in zip(taken, times["float"], strict=True))
-        rows[name] = {"median_s": statistics.median(taken), "ratio": ratio, "goal": GOALS.get(name), "seconds": taken}
-        print(f"{name:18s} {rows[name]['median_s']:.4f} s  {ratio:.3f} x float  (goal {GOALS.get(name, '-')})")
+        ratios = [a / b for a, b in zip(taken, times["float"], strict=True)]
+        ratio, error = statistics.median(ratios), 1.25 * statistics.pstdev(ratios) / math.sqrt(len(ratios))
+        rows[name] = {
+            "median_s": statistics.median(taken), "ratio": ratio, "stderr": error, "goal": GOALS.get(name),
+            "seconds": taken,
+        }  # fmt: skip
+        goal = GOALS.get(name, "-")
+        print(f"{name:18s} {rows[name]['median_s']:.4f} s  {ratio:.3f} ± {error:.3f} x float  (goal {goal})")
     settings = {"scheme": arguments.scheme, "tokens": list(batch.shape), "threads": torch.get_num_threads()}
     write_json(arguments.out, {"rows": rows, "settings": settings, "manifest": manifest()})
 
