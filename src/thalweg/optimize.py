@@ -20,8 +20,6 @@ SCALE_RATE = 0.05
 """Learning rate of scales under adamw, relative to their mean, per grid step per update of the weights."""
 NORM_RATE = 0.1
 """The same of norms and other parameters that are not quantized, relative to their mean absolute value."""
-
-
 SCALES_ALONE = 0.1
 """Learning rate of adamw, in the units of the recipe, where scales are all that moves."""
 

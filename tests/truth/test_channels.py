@@ -9,6 +9,7 @@ from thalweg.channels import laid_out, safe
 from thalweg.objective import Objective
 
 LAST = torch.channels_last
+CPU = torch.device("cpu")
 
 
 def images(channels=3, rows=40, seed=0):
@@ -28,10 +29,9 @@ class Flat(nn.Module):
 
 
 class Convolved(nn.Sequential):
-    def __init__(self, channels=3, last=None):
+    def __init__(self, channels=3):
         torch.manual_seed(0)
-        head = nn.Flatten() if last is None else last
-        super().__init__(nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.MaxPool2d(2), head, nn.Linear(54, 4))
+        super().__init__(nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 4))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -49,9 +49,6 @@ def test_what_is_no_image_stays():
         assert laid_out(part) is part
     rows = {"pixels": torch.ones(2, 3, 4, 4)}
     assert laid_out(rows) is rows
-
-
-CPU = torch.device("cpu")
 
 
 def strided(channels, kernel=1, groups=1):

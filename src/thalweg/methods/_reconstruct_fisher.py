@@ -31,7 +31,6 @@ def output_fisher(objective: Objective, blocks: Sequence[Block], draws: int, see
     rng = space.generator(seed, "output fisher")
     found: Diagonal = {block.name: [] for block in blocks}
     for batch in objective.calibration:
-        batch = objective.placed(batch)
         leaves = {n: objective.weights[n].detach().requires_grad_() for block in blocks for n in block.weights}
         with torch.enable_grad(), captured(objective.model, found) as outputs:
             result = objective.forward(leaves, batch)
