@@ -82,6 +82,7 @@ class Latent:
         self.weights: Point = {n: w.detach().clone(memory_format=torch.contiguous_format) for n, w in origin.items()}
         self.average = space.clone(self.weights)
         self.scale: Point = {n: g.scale.detach().clone() for n, g in point.grids.items()}
+        self.floor = [(s * SMALLEST).clamp_(min=TINY) for s in self.scale.values()] if self.learns_scale else []
         self.zero: Point = {n: g.zero.detach().clone() for n, g in point.grids.items() if g.zero is not None}
         self.codes = space.clone(point.codes) if held else {n: g.encode(origin[n]) for n, g in point.grids.items()}
         self.live: Point = {n: torch.empty_like(w) for n, w in self.weights.items()}
@@ -144,9 +145,8 @@ class Latent:
 
         ``fold``: also move the average, keeping this share of it. Cost: about ten passes in cache.
         """
-        if self.learns_scale:
-            for name, scale in self.scale.items():
-                torch.maximum(scale, (self.start[name].scale * SMALLEST).clamp_(min=TINY), out=scale)
+        if self.floor:
+            torch._foreach_maximum_(list(self.scale.values()), self.floor)
         counts, pending = [], 0
         for name, tiles in self.tiles.items():
             if tiles is None:
