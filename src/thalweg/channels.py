@@ -1,11 +1,42 @@
-"""Images with channels last: the memory layout in which a CPU convolves fastest, and the models it is safe for."""
+"""How frozen batches go through a model: in which pieces, and images with channels last, the memory layout in which a
+CPU convolves fastest, for the models it is safe for."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .batches import chunks
+
+
+def settle(
+    batches: list[Any],
+    model: nn.Module,
+    device: torch.device,
+    chunk: int | None,
+    losses: Callable[[Sequence[Any]], Tensor],
+) -> tuple[list[Any], bool]:
+    """The batches cut into chunks and whether, on a CPU, their images have channels last: what leaves the loss of every
+    sample (``losses(batches)``, ``[samples]``) as it is up to rounding; else the batches as they are.
+
+    Cost: one forward, and one or two more where there is something to try.
+    """
+    pieces = [piece for batch in batches for piece in chunks(batch, chunk, device)]
+    ways = [(pieces, False)] if len(pieces) != len(batches) else []
+    if device.type == "cpu" and has_images(pieces) and safe(model, device):
+        ways.insert(0, (laid_out(pieces), True))
+    whole = losses(batches) if ways else None
+    for way, laid in ways:
+        try:
+            found = losses(way)
+        except (RuntimeError, ValueError, IndexError):  # a model or loss of one batch size or layout
+            continue
+        if whole is not None and len(found) == len(whole) and torch.allclose(found, whole, rtol=1e-4, atol=1e-5):
+            return way, laid
+    return batches, False
 
 
 def laid_out(batch: Any) -> Any:

@@ -19,9 +19,9 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import space
-from .batches import LOSSES, Loss, choose_device, chunks, frozen, to_device
+from .batches import LOSSES, Loss, choose_device, frozen, to_device
 from .calibration import Visit, Visitor, stream
-from .channels import has_images, laid_out, safe
+from .channels import laid_out, settle
 from .errors import ThalwegError, unknown
 from .layers import Layer, batchnorms, quantizable
 from .space import Point
@@ -109,7 +109,9 @@ class Objective:
         self._laid = False
         self._check_determinism(batches, noise_ok)
         if self.noise == 0:
-            self._cut(chunk)
+            extra = self._statistics({})
+            judge = lambda pieces: self._pass({}, pieces, extra)
+            self._pieces, self._laid = settle(self.batches, self.model, self.device, chunk, judge)
         self.calibration = [self.placed(batch) for batch in self.calibration]
 
     @classmethod
@@ -197,9 +199,10 @@ class Objective:
     @torch.no_grad()
     def losses(self, weights: Mapping[str, Tensor], batches: Sequence[Any] | None = None) -> Tensor:
         """Per-sample losses at a point, float64, in the order of the data. Cost: one forward."""
-        extra = self.reestimated(weights) if self.batchnorm == "reestimate" else None
-        return self._pass(weights, self.batches if batches is None else frozen(batches, self.device), extra)
+        batches = self.batches if batches is None else frozen(batches, self.device)
+        return self._pass(weights, batches, self._statistics(weights))
 
+    @torch.no_grad()
     def _pass(
         self, weights: Mapping[str, Tensor], batches: Sequence[Any], extra: Mapping[str, Tensor] | None
     ) -> Tensor:
@@ -215,7 +218,7 @@ class Objective:
         """Loss and its gradient with respect to the given weights. Cost: one gradient (about 3 forwards)."""
         self.cost["gradients"] += 1
         leaves = {n: w.detach().clone().requires_grad_() for n, w in weights.items()}
-        extra = self.reestimated(weights) if self.batchnorm == "reestimate" else None
+        extra = self._statistics(weights)
         total = self.samples
         value = 0.0
         with torch.enable_grad():
@@ -230,29 +233,11 @@ class Objective:
         """The batches in chunks, in the order of the data."""
         return self._pieces if self._uncut is self.batches else self.batches
 
-    def _cut(self, chunk: int | None) -> None:
-        """Cut the batches and, on a CPU, lay images out with channels last; keep what leaves the loss of every sample
-        as it is up to rounding."""
-        pieces = [piece for batch in self.batches for piece in chunks(batch, chunk, self.device)]
-        ways = [(pieces, False)] if len(pieces) != len(self.batches) else []
-        if self.device.type == "cpu" and has_images(pieces) and safe(self.model, self.device):
-            ways.insert(0, (laid_out(pieces), True))
-        if not ways:
-            return
-        whole = self.losses({})
-        for self._pieces, self._laid in ways:
-            try:
-                found = self.losses({})
-            except (RuntimeError, ValueError, IndexError):  # a model or loss of one batch size or layout
-                continue
-            if len(found) == len(whole) and torch.allclose(found, whole, rtol=1e-4, atol=1e-5):
-                return
-        self._pieces, self._laid = self.batches, False
-
-    def placed(self, batch: Any) -> Any:
-        """Any batch where and as the model takes the frozen data: on its device, images in their layout."""
+    def placed(self, batch: Any, *, half: bool = False) -> Any:
+        """Any batch where and as the model takes the frozen data: on its device, images in their layout. ``half``: as
+        products in bf16 want it, which on a GPU is with channels last."""
         batch = to_device(batch, self.device)
-        return laid_out(batch) if self._laid else batch
+        return laid_out(batch) if self._laid or (half and self.device.type != "cpu") else batch
 
     @property
     def samples(self) -> int:
@@ -314,6 +299,10 @@ class Objective:
         function = lambda w: self.sample_losses(self.forward({name: w}, None), None).mean()
         flat = torch.func.hessian(function)(weight.detach())
         return flat.reshape(1, weight.numel(), weight.numel())
+
+    def _statistics(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """BatchNorm statistics that go with a point: None, the model's own, unless the policy renews them."""
+        return self.reestimated(weights) if self.batchnorm == "reestimate" else None
 
     @torch.no_grad()
     def reestimated(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,10 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .batches import to_device
-from .channels import laid_out, safe
 from .errors import ThalwegError, unknown
 
 PRECISIONS = ("float32", "bf16", "auto")
@@ -60,12 +58,11 @@ def full(output: Any) -> Any:
     return output
 
 
-def half_forward(forward: Callable[..., Any], model: nn.Module, device: torch.device) -> Callable[..., Any]:
-    """A model's forward in bf16, its input moved to the device, images with channels last where that is safe."""
-    laid = laid_out if safe(model, device) else lambda batch: batch
+def half_forward(forward: Callable[..., Any], device: torch.device, place: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A model's forward in bf16 on a device, after ``place`` has moved and laid out its input."""
 
     def run(batch: Any, **options: Any) -> Any:
         with products("bf16", device):
-            return forward(laid(to_device(batch, device)), **options)
+            return forward(place(batch), **options)
 
     return run

@@ -51,7 +51,7 @@ def _forward(objective: Objective, recipe: Recipe, weights: Mapping[str, Tensor]
     forward = partial(objective.forward, weights)
     if settled(recipe.precision, objective.device) == "float32":
         return forward(batch)
-    return full(half_forward(forward, objective.model, objective.device)(batch))
+    return full(half_forward(forward, objective.device, partial(objective.placed, half=True))(batch))
 
 
 def divergence(student: Tensor, teacher: Tensor, keep: Tensor | None = None) -> Tensor:

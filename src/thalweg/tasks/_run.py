@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..batches import choose_device
-from ..channels import safe
+from ..batches import choose_device, to_device
+from ..channels import laid_out, safe
 from ..errors import ThalwegError
 from ..precision import half_forward, settled
 
@@ -86,9 +86,11 @@ def forward_on(model: nn.Module, device: str, precision: str = "") -> tuple[torc
     kind = settled(precision or ("auto" if where.type == "cuda" else "float32"), where)
     if kind == "bf16":
         model.to(where)
+        place = lambda batch: to_device(batch, where)
         if safe(model, where):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return where, half_forward(torch.compile(model) if where.type == "cuda" else model, model, where)
+            place = lambda batch: laid_out(to_device(batch, where))
+        return where, half_forward(torch.compile(model) if where.type == "cuda" else model, where, place)
     if where.type == "cpu":
         return where, model
     model.to(where)
