@@ -178,7 +178,8 @@ def test_out_that_is_a_file(run, tmp_path):
     assert code == 2 and "Cannot write" in folded(err)
 
 
-def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_run_that_resumes(tmp_path, stop):
     """Interrupt a training run; the second call goes on from the checkpoint."""
     environment = {**os.environ, "PYTHONPATH": f"{REPO}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-m", "thalweg.cli"]
@@ -192,7 +193,7 @@ def test_ctrl_c_leaves_a_run_that_resumes(tmp_path):
     deadline = time.monotonic() + 90
     while not (tmp_path / "t" / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:
         time.sleep(0.1)
-    child.send_signal(signal.SIGINT)
+    child.send_signal(stop)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and "again" in err and "Traceback" not in err
     assert not list((tmp_path / "t").glob(".*tmp"))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 import typer
@@ -47,7 +49,10 @@ _add(demo, "demo --out river.png")
 
 
 def main() -> None:
-    """Entry point: errors of the user in one line, exit code 2; Ctrl-C leaves a resumable run."""
+    """Entry point: errors of the user in one line, exit code 2; Ctrl-C, and the SIGTERM of a cluster, leave a resumable
+    run."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
     # Spinning OpenMP threads make two busy processes on few cores five times slower (docs/log.md).
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -72,6 +77,10 @@ def main() -> None:
     if code == INTERRUPTED:
         errors.print("Interrupted. Run the same command again to go on from here.", style="yellow")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _escape(text: str) -> str:
