@@ -188,7 +188,13 @@ def test_a_signal_leaves_a_run_that_resumes(tmp_path, stop):
     words = [*command, "train", "p.safetensors", "--no-stop", "--out", "t", "--steps", "1000000"]
     heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # jobs in the background of a shell ignore it
     child = subprocess.Popen(
-        words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=heard
+        words,
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=heard,
     )
     deadline = time.monotonic() + 90
     while not (tmp_path / "t" / "checkpoint.safetensors").is_file() and time.monotonic() < deadline:
