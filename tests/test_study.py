@@ -8,18 +8,19 @@ import subprocess
 import sys
 import time
 import types
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.cli.test_cli import folded, run
+from thalweg import catalog
 from thalweg.claims import joined
 from thalweg.errors import ThalwegError
 from thalweg.files import read_json, write_json
 from thalweg.report.study_page import verdicts_of, write_study_report
-from thalweg.study import read_study, study
+from thalweg.study import read_study, spec, study
 from thalweg.study.arms import limited
 from thalweg.study.cells import cells
 from thalweg.study.measures import MEASURES
@@ -27,6 +28,7 @@ from thalweg.study.pool import Here, Processes, Ray
 from thalweg.study.quantities import figures
 from thalweg.study.spec import merged, parse
 from thalweg.task import Task
+from thalweg.trajectory import Recipe
 
 __all__ = ["run"]
 yaml = pytest.importorskip("yaml")
@@ -298,6 +300,22 @@ def test_a_changed_default_of_a_measurement_is_another_cell(monkeypatch):
     kind = MEASURES["nearby"]
     monkeypatch.setitem(MEASURES, "nearby", replace(kind, options={**kind.options, "shares": [0.5]}))
     assert before and not before & keys()
+
+
+def test_a_changed_default_of_a_method_or_a_recipe_is_another_cell(monkeypatch):
+    keys = lambda what: {c.key for c in cells(parse(PLAN)) if c.kind == "arm" and c.what == what}
+    before = {name: keys(name) for name in ("nearest", "gptq", "qat")}
+    methods = catalog.options
+    changed = lambda folder, name: {**methods(folder, name), **({"damping": 0.5} if name == "gptq" else {})}
+    monkeypatch.setattr(catalog, "options", changed)
+    assert keys("nearest") == before["nearest"] and not keys("gptq") & before["gptq"]
+
+    @dataclass(frozen=True)
+    class Other(Recipe):
+        average: float = 0.5
+
+    monkeypatch.setattr(spec, "Recipe", Other)
+    assert not keys("qat") & before["qat"]
 
 
 PARENT = """

@@ -111,11 +111,8 @@ def _trained(
     study: Study, arm: Arm, cell: Cell, room: Room, store: Store, known: dict[str, dict[str, Any]], progress: Progress
 ) -> tuple[QuantizedPoint, dict[str, Any]]:
     begin = load_point(store, cell.points[0], room.objective.device)
-    rates = arm.rates
-    chosen = known.get(cell.needs[2], {}).get("rate") if len(cell.needs) > 2 else None
-    if chosen is not None:
-        rates = (chosen,)
-    fields = {"stop": False, "tolerance_nats": study.tolerance_nats, "seed": cell.seed, "batchnorm": arm.batchnorm}
+    rates = (known[cell.swept]["rate"],) if cell.swept else arm.rates
+    fields = {"tolerance_nats": study.tolerance_nats, "seed": cell.seed, "batchnorm": arm.batchnorm}
     recipe = Recipe(**{**fields, **(arm.train or {})})
     best: tuple[float, QuantizedPoint, Trajectory, float | None] | None = None
     sweep = {}

@@ -25,7 +25,7 @@ FORMAT = 2
 class Cell:
     """One unit of work. ``what``: an arm, a measure, or the float model. ``needs``: keys of cells that come first;
     ``points`` and ``latents``: of those, the cells whose point or latent weights it reads. ``leaves``: what others read
-    of this one, ``point`` or ``latent``."""
+    of this one, ``point`` or ``latent``. ``swept``: the first seed's cell, whose learning rate this one takes over."""
 
     task: str
     scheme: str
@@ -37,6 +37,7 @@ class Cell:
     points: tuple[str, ...] = ()
     latents: tuple[str, ...] = ()
     leaves: tuple[str, ...] = ()
+    swept: str = ""
 
     @property
     def label(self) -> str:
@@ -72,6 +73,7 @@ def _of_scheme(study: Study, base: dict[str, Any], roots: dict[int, Cell]) -> It
             needs = [root.key]
             points: tuple[str, ...] = ()
             latents: tuple[str, ...] = ()
+            swept = ""
             if arm.train is not None:
                 if arm.begin not in arms:
                     raise ThalwegError(f"Arm {name!r} begins from {arm.begin!r}, which {scheme} lacks. Add it there.")
@@ -79,7 +81,8 @@ def _of_scheme(study: Study, base: dict[str, Any], roots: dict[int, Cell]) -> It
                 needs += points
                 spec["tolerance"] = study.tolerance_nats
                 if len(arm.rates) > 1 and seed != first:
-                    needs.append(known[first, name].key)
+                    swept = known[first, name].key
+                    needs.append(swept)
             if arm.of is not None:
                 then = study.arms[str(arm.then)]
                 if arm.of not in arms:
@@ -88,7 +91,7 @@ def _of_scheme(study: Study, base: dict[str, Any], roots: dict[int, Cell]) -> It
                 needs += latents
                 spec["then"] = {"method": then.method, "options": then.options}
             key = content_hash({**base, "seed": seed, "arm": spec, "needs": needs})
-            known[seed, name] = Cell(task, scheme, seed, name, "arm", key, tuple(needs), points, latents)
+            known[seed, name] = Cell(task, scheme, seed, name, "arm", key, tuple(needs), points, latents, swept=swept)
             yield known[seed, name]
         for name, measure in study.measures.items():
             made = not measure.seeds or seed in measure.seeds

@@ -30,13 +30,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from .. import basin, catalog
 from ..claims import Rule
 from ..errors import ThalwegError, unknown
+from ..optimize import usual_rate
 from ..scheme import Scheme
 from ..trajectory import Recipe
 from .measures import MEASURES
@@ -46,7 +47,8 @@ FLOAT = "float model"
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to a quantized point."""
+    """One way to a quantized point. ``options`` of the method and ``train``, the fields of a recipe, hold what was left
+    out too, so that a cell's key holds all of them."""
 
     name: str
     method: str | None = None
@@ -238,13 +240,25 @@ def _arm(name: str, value: dict[str, Any]) -> Arm:
     if arm.method is not None:
         catalog.get("methods", arm.method)
         catalog.check_options("methods", arm.method, arm.options)
+        usual = {k: v for k, v in catalog.options("methods", arm.method).items() if not callable(v)}
+        return replace(arm, options={**usual, **arm.options})
     if arm.train is not None:
-        recipe = {f.name for f in fields(Recipe)}
-        for key in arm.train:
-            if key not in recipe:
-                raise unknown(f"field of the recipe of arm {name!r}", key, recipe)
-        Recipe(**arm.train).check()
+        return replace(arm, train=_recipe(arm, arm.train))
     return arm
+
+
+def _recipe(arm: Arm, given: dict[str, Any]) -> dict[str, Any]:
+    """All fields of an arm's recipe but those that the study gives."""
+    known = {f.name for f in fields(Recipe)}
+    for key in given:
+        if key not in known:
+            raise unknown(f"field of the recipe of arm {arm.name!r}", key, known)
+    recipe = Recipe(**{"stop": False, **given})
+    recipe.check()
+    if recipe.lr is None and not arm.rates:
+        recipe = replace(recipe, lr=usual_rate(recipe, catalog.get("estimators", recipe.estimator)()))
+    theirs = {"seed", "tolerance_nats", "batchnorm"} - set(given)
+    return {k: v for k, v in asdict(recipe).items() if k not in theirs}
 
 
 def _check_arm(arm: Arm, arms: Mapping[str, Arm]) -> None:
