@@ -65,8 +65,8 @@ def safe(model: nn.Module, device: torch.device) -> bool:
 
     The weight gradient of a strided 1×1 convolution with fewer input channels than its kernel handles at once (8 with
     AVX2) writes behind its workspace in that layout: wrong gradients, others in every run, crashes
-    (https://github.com/uxlfoundation/oneDNN/issues/6035, open in torch 2.13). Every strided 1×1 convolution counts
-    here, whatever its width; those that are called as plain functions are not seen.
+    (https://github.com/uxlfoundation/oneDNN/issues/6035, open in torch 2.13; not seen with AVX-512). Every strided 1×1
+    convolution counts here, on every CPU and whatever its width; those that are called as plain functions are not seen.
     """
     return device.type != "cpu" or not any(
         isinstance(m, nn.Conv2d) and all(size == 1 for size in m.kernel_size) and any(step > 1 for step in m.stride)
