@@ -106,8 +106,8 @@ def claims_text(result: Mapping[str, Any], drawn: Mapping[str, Sequence[Picture]
 
 
 FIGURE = {
-    "C0": ("profiles",), "C1": ("profiles",), "C2": ("arms",), "C3": ("replanting", "trajectories"), "C4": ("profiles",),
-    "C5": ("pull",), "C6": ("recovery time",), "C7": ("trajectories",), "C8": ("arms",), "C9": ("arms",), "C10": ("arms",),
+    **dict.fromkeys(("C0", "C1", "C4"), ("profiles",)), "C3": ("replanting", "trajectories"), "C5": ("pull",),
+    "C6": ("recovery time",), "C7": ("trajectories",), **dict.fromkeys(("C2", "C8", "C9", "C10"), ("arms",)),
 }  # fmt: skip
 """Kinds of figures that show a claim's evidence."""
 
