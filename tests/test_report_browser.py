@@ -57,7 +57,7 @@ FLAGS = (
 )
 
 
-def _with(page, probe):
+def with_probe(page, probe):
     return page.replace("<head>", "<head>" + CATCH, 1).replace("</body>", probe + "</body>")
 
 
@@ -90,7 +90,7 @@ def page():
 def test_page_in_a_browser(page, browser, tmp_path):
     text = page.read_text()
     probed = tmp_path / "probed.html"
-    probed.write_text(_with(text, PROBE))
+    probed.write_text(with_probe(text, PROBE))
     dom, console = visit(browser, tmp_path, probed.as_uri(), 1280)
     found = findings(dom)
     assert console == [] and found["errors"] == [] and found["ids"] == 0
@@ -110,7 +110,7 @@ def test_page_in_a_browser(page, browser, tmp_path):
     # A window narrower than 500 px is not to be had: the phone is a frame of 390 px that reports to its page.
     phone = tmp_path / "phone.html"
     send = PROBE.replace("document.body.append(out)", "parent.postMessage(out.textContent, '*')")
-    (tmp_path / "framed.html").write_text(_with(text, send))
+    (tmp_path / "framed.html").write_text(with_probe(text, send))
     phone.write_text(
         '<!DOCTYPE html><body><iframe src="framed.html" style="width:390px;height:800px;border:0"></iframe>'
         "<script>"

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from tests.cli.test_cli import folded, run
+from tests.test_report_browser import findings, visit, with_probe
 from thalweg import catalog
 from thalweg.claims import joined
 from thalweg.errors import ThalwegError
@@ -207,6 +208,36 @@ def test_claims_are_judged_and_reported(done, tmp_path):
         there = f"\n## {link[1:]}\n" in claims if link[0] == "#" else (tmp_path / "docs" / link).is_file()
         assert link == "studies.md" or there
     assert len(list((tmp_path / "r" / "figures").iterdir())) >= 6
+
+
+WIDE = """
+<script>
+addEventListener("load", function () {
+  const boxes = Array.from(document.querySelectorAll(".scroll")).filter(b => b.querySelector("table"));
+  const out = document.createElement("pre");
+  out.id = "findings";
+  out.textContent = JSON.stringify({
+    errors: window.caught, page: document.documentElement.scrollWidth,
+    hidden: boxes.filter(b => b.scrollWidth > b.clientWidth).map(b => b.getAttribute("aria-label")),
+    chips: document.querySelectorAll("#claims .chip").length,
+  });
+  document.body.append(out);
+});
+</script>"""
+
+
+@pytest.mark.browser
+def test_no_column_of_the_page_is_out_of_sight(done, browser, tmp_path):
+    result = read_json(done[1] / "study.json")
+    longest = "largest change of the latent loss up to the step at which the deployed loss has made half of its way"
+    for verdict in result["claims"][0]["verdicts"]:
+        verdict["rule"]["text"] = longest
+    page = write_study_report(result, tmp_path / "r")
+    page.write_text(with_probe(page.read_text(), WIDE))
+    dom, console = visit(browser, tmp_path, page.as_uri(), 1280)
+    found = findings(dom)
+    assert console == [] and found["errors"] == [] and found["page"] <= 1280 and found["hidden"] == []
+    assert found["chips"] == sum(len(c["verdicts"]) for c in result["claims"])
 
 
 def test_profiles_change_what_they_name():

@@ -16,6 +16,9 @@ TONES = {
     "bad grid": "bad",
     "outside": "bad",
     "not geometry": "odd",
+    "supported": "good",
+    "refuted": "bad",
+    "undecided": "plain",
 }
 MEANINGS = (
     ("inside", "the loss stays low: deploy it"),

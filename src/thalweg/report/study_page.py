@@ -25,7 +25,6 @@ from .style import escape
 from .tables import Cell
 
 FORMAT = "thalweg study 1"
-TONE = {"supported": "inside", "refuted": "bad grid", "undecided": ""}
 
 
 def write_study_report(result: Mapping[str, Any], out: str | Path, docs: str | Path | None = None) -> Path:
@@ -145,7 +144,12 @@ def headline(result: Mapping[str, Any]) -> str:
 
 
 def _claims(result: Mapping[str, Any]) -> str:
-    out = []
+    counts = [
+        [Cell(claim["claim"]), Cell(claim.get("text", "")), *(Cell(str(n), n) for n in outcomes)]
+        for claim, outcomes in _counted(result)
+    ]
+    heads = [("claim", ""), ("says", ""), *((o, "pairs of task and scheme") for o in OUTCOMES)]
+    out = [blocks.table("All claims", heads, counts, sortable=False, kind="claims")] if counts else []
     for claim in result["claims"]:
         mine = [v for v in verdicts_of({"claims": [claim]})]
         lines = [
@@ -155,10 +159,17 @@ def _claims(result: Mapping[str, Any]) -> str:
             for v in mine
         ]  # fmt: skip
         heads = [("task", ""), ("scheme", ""), ("rule", "fixed beforehand"), ("effect", "mean over seeds, interval"),
-                 ("seeds", ""), ("adjusted p", "Holm over schemes"), ("outcome", "")]  # fmt: skip
+                 ("seeds", ""), ("adjusted p", "Holm over schemes"), ("verdict", "")]  # fmt: skip
         text = f"<h3>{escape(claim['claim'])}. {blocks.words(claim.get('text', ''))}</h3>"
-        out.append(text + blocks.table(f"Claim {claim['claim']}", heads, lines))
+        out.append(text + blocks.table(f"Claim {claim['claim']}", heads, lines, verdicts=True, kind="claims"))
     return "".join(out)
+
+
+def _counted(result: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[int]]]:
+    """Every claim with its numbers of pairs of task and scheme, in the order of ``OUTCOMES``."""
+    whole = joined(verdicts_of(result))
+    found = {c["claim"]: [o for key, o in whole.items() if key[0] == c["claim"]] for c in result["claims"]}
+    return [(c, [found[c["claim"]].count(o) for o in OUTCOMES]) for c in result["claims"]]
 
 
 def _task(result: Mapping[str, Any], task: str, pictures: list[Picture]) -> str:
@@ -205,13 +216,11 @@ def terminal(result: Mapping[str, Any], width: int = 120) -> Any:
         for row in (r for r in result["arms"] if r["task"] == task):
             table.add_row(*(c.text for c in arm_cells(row)))
         parts += [table, ""]
-    whole = joined(verdicts_of(result))
     table = Table(title="Claims", title_justify="left", box=None)
     for name in ("claim", "says", *OUTCOMES):
         table.add_column(name, justify="right" if name in OUTCOMES else "left")
-    for claim in result["claims"]:
-        found = [o for key, o in whole.items() if key[0] == claim["claim"]]
-        table.add_row(claim["claim"], claim.get("text", ""), *(str(found.count(o)) for o in OUTCOMES))
+    for claim, counts in _counted(result):
+        table.add_row(claim["claim"], claim.get("text", ""), *map(str, counts))
     if result["claims"]:
         parts.append(table)
     for error in result["errors"][:5]:
