@@ -1,21 +1,20 @@
 """Latent weights: float weights that training moves, with the grid point they round to and how often it changed.
 
 One pass per step rounds, counts flips, marks what ever flipped and renews the average. Where a tensor's memory is
-already in the order of its scales, the pass works through it in chunks that stay in the processor's cache;
-elsewhere, and with ``chunk=None``, it goes tensor by tensor through :class:`Grid` itself: the plain reference,
-equal bit for bit.
+already in the order of its scales, the pass works through it in chunks (:mod:`thalweg.tiles`); elsewhere, and with
+``chunk=None``, it goes tensor by tensor through :class:`Grid` itself: the plain reference, equal bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from . import space
+from . import space, tiles
 from .errors import ThalwegError
 from .estimators._estimator import Estimator, Levels
 from .formats import snap
@@ -23,32 +22,10 @@ from .grid import TINY, Grid, take
 from .point import QuantizedPoint
 from .space import Point
 
-CHUNK = 262144
-"""Weights per chunk: 1 MB in float32."""
-MOST_HITS = 255
-"""Chunks after which the counters of flips, one byte each, are read."""
 MOMENTUM = 0.02
 """Of the moving averages of flips and codes that freezing reads."""
 SMALLEST = 1e-3
 """A learned scale stays above this share of its first value."""
-
-
-@dataclass
-class _Tile:
-    """Views of one chunk, ``[scales, weights per scale]``; ``units``, ``fresh`` and ``hits`` are scratch memory that
-    all chunks share."""
-
-    weight: Tensor
-    live: Tensor
-    codes: Tensor
-    ever: Tensor
-    average: Tensor
-    scale: Tensor
-    zero: Tensor | None
-    rows: slice
-    units: Tensor
-    fresh: Tensor
-    hits: Tensor
 
 
 class Latent:
@@ -67,7 +44,7 @@ class Latent:
         *,
         freeze: float = 0.0,
         held: bool = False,
-        chunk: int | None = CHUNK,
+        chunk: int | None = tiles.CHUNK,
     ):
         self.estimator, self.freeze, self.held, self.chunk = estimator, freeze, held, chunk
         self.start = point.grids
@@ -94,8 +71,8 @@ class Latent:
                 self.oscillation[f"code/{name}"] = codes.float()
                 self.oscillation[f"sign/{name}"] = torch.zeros_like(codes, dtype=torch.int8)
                 self.oscillation[f"frozen/{name}"] = torch.zeros_like(codes, dtype=torch.bool)
-        self.scratch = self._spare()
-        self.tiles = {n: self._tiles(n) for n in self.weights}
+        self.scratch = tiles.Scratch.of(self.weights, self.scale, chunk)
+        self.tiles = {n: self._tiled(n) for n in self.weights}
         self.settle(0.0)
         self.ever = {n: e.zero_() for n, e in self.ever.items()}
 
@@ -148,24 +125,17 @@ class Latent:
         if self.floor:
             torch._foreach_maximum_(list(self.scale.values()), self.floor)
         counts, pending = [], 0
-        for name, tiles in self.tiles.items():
-            if tiles is None:
+        for name, cut in self.tiles.items():
+            if cut is None:
                 counts.append(self._settle(name, progress, fold))
-            for tile in tiles or []:
-                self._settle_tile(tile, self.levels[name], progress, fold)
+            for tile in cut or []:
+                tiles.settle(tile, self.estimator, self.levels[name], progress, fold)
                 pending += 1
-                if pending == MOST_HITS:
-                    counts, pending = [*counts, self._counted()], 0
+                if pending == tiles.MOST_HITS:
+                    counts, pending = [*counts, self.scratch.counted()], 0
         if pending:
-            counts.append(self._counted())
+            counts.append(self.scratch.counted())
         return int(torch.stack(counts).sum()) if counts else 0
-
-    def _counted(self) -> Tensor:
-        """Flips of the last chunks: one byte per place in a chunk counts them, summed here once."""
-        hits = self.scratch[2]
-        count = hits.sum(dtype=torch.long)
-        hits.zero_()
-        return count
 
     def _settle(self, name: str, progress: float, fold: float | None) -> Tensor:
         """The plain way, and the only one with freezing or held codes."""
@@ -195,29 +165,6 @@ class Latent:
             self.average[name].lerp_(weight, 1 - fold)
         return torch.count_nonzero(moved)
 
-    def _settle_tile(self, t: _Tile, levels: Levels, progress: float, fold: float | None) -> None:
-        x = torch.div(t.weight, t.scale, out=t.units)
-        if t.zero is not None:
-            x.add_(t.zero)
-        value = None if self.estimator.soft is None else self.estimator.soft(x, levels, progress)
-        low, high = int(levels.low), int(levels.high)  # type: ignore[arg-type]
-        x.round_().clamp_(low, high)
-        if low >= -128 and high <= 127:  # conversion to signed bytes is four times as fast as to unsigned ones
-            t.fresh.copy_(x).sub_(low)
-        else:
-            t.fresh.view(torch.uint8).copy_(x - low)
-        value = x.add_(0.0) if value is None else value  # -0.0 becomes 0.0
-        codes = t.codes.view(torch.int8)
-        moved = t.fresh != codes
-        t.ever.bitwise_or_(moved)
-        codes.copy_(t.fresh)
-        t.hits.add_(moved.view(torch.uint8))
-        if t.zero is not None:
-            value.sub_(t.zero)
-        torch.mul(value, t.scale, out=t.live)
-        if fold is not None:
-            t.average.lerp_(t.weight, 1 - fold)
-
     def _freeze(self, name: str, fresh: Tensor) -> Tensor:
         """Codes with oscillating ones held at their running mean (Nagel et al., arXiv:2203.11086, algorithm 1)."""
         rate, mean, sign, frozen = (self.oscillation[f"{k}/{name}"] for k in ("rate", "code", "sign", "frozen"))
@@ -243,8 +190,11 @@ class Latent:
         if not plain:
             out = {}
             for name, g in gradient.items():
-                tiles = self.tiles[name]
-                out[name], terms = self._pull(name, g) if tiles is None else self._pull_tiles(name, tiles, g)
+                cut, levels = self.tiles[name], self.levels[name]
+                if cut is None:
+                    out[name], terms = self._pull(name, g)
+                else:
+                    out[name], terms = tiles.pull(cut, self.estimator, levels, g, self.scale[name])
                 if terms is not None:
                     scales[name] = terms * self._gradient_scale(name)
             gradient = out
@@ -272,23 +222,6 @@ class Latent:
         pulled = self._columns(name, layout.unblocks(pulled), divide=False).to(g.dtype)
         return pulled, None if terms is None else terms.sum(-1) / scale
 
-    def _pull_tiles(self, name: str, tiles: list[_Tile], g: Tensor) -> tuple[Tensor, Tensor | None]:
-        g, levels = g.contiguous(), self.levels[name]
-        flat = g.view(-1, tiles[0].weight.shape[1])
-        sums = torch.empty_like(self.scale[name]).view(-1) if self.estimator.learns_scale else None
-        for t in tiles:
-            x = torch.div(t.weight, t.scale, out=t.units)
-            if t.zero is not None:
-                x.add_(t.zero)
-            q = lambda t=t: t.codes.float().add_(levels.low)
-            part = flat[t.rows]
-            through, terms = self.estimator.pull(t.weight, t.live, x, q, part, levels)
-            if through is not part:
-                part.copy_(through)
-            if terms is not None and sums is not None:
-                torch.sum(terms, -1, out=sums[t.rows])
-        return g, None if sums is None else sums.view_as(self.scale[name]).div_(self.scale[name])
-
     def _gradient_scale(self, name: str) -> float:
         """``1/√(N·Qp)`` of LSQ."""
         values = self.levels[name].values
@@ -312,47 +245,15 @@ class Latent:
         matrix = layout.matrix(weight)
         return layout.tensor(matrix / factor if divide else matrix * factor)
 
-    def _tiles(self, name: str) -> list[_Tile] | None:
-        """Chunks of a tensor, or None where it must go the plain way."""
-        weight, grid = self.weights[name], self.start[name]
-        if self.chunk is None or self.held or self.freeze > 0 or weight.dtype != torch.float32:
+    def _tiled(self, name: str) -> list[tiles.Tile] | None:
+        """Chunks of a tensor, or None where it goes the plain way."""
+        grid = self.start[name]
+        if self.chunk is None or self.held or self.freeze > 0:
             return None
-        if not grid.uniform or grid.columns is not None or (self.learns_scale and grid.scale_format != "float32"):
+        if self.learns_scale and grid.scale_format != "float32":
             return None
-        blocks = grid.layout.blocks(weight)
-        if not weight.numel() or blocks.data_ptr() != weight.data_ptr() or blocks.numel() != weight.numel():
-            return None
-        if not blocks.is_contiguous() or blocks.shape[:-1] != grid.scale.shape:
-            return None
-        width = blocks.shape[-1]
-        per = max(1, self.chunk // width) if weight.device.type == "cpu" else blocks.numel() // width
-        zero = self.zero.get(name)
-        view = lambda t, rows, w=width: t.view(-1, w)[rows]
-        spare = lambda i, rows: self.scratch[i][: (rows.stop - rows.start) * width].view(-1, width)
-        return [
-            _Tile(
-                view(self.weights[name], rows),
-                view(self.live[name], rows),
-                view(self.codes[name], rows),
-                view(self.ever[name], rows),
-                view(self.average[name], rows),
-                view(self.scale[name], rows, 1),
-                None if zero is None else view(zero, rows, 1),
-                rows,
-                *(spare(i, rows) for i in range(3)),
-            )
-            for first in range(0, blocks.numel() // width, per)
-            for rows in [slice(first, min(first + per, blocks.numel() // width))]
-        ]
-
-    def _spare(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Scratch memory for the largest chunk: weights in units of their scale, new codes, counters of flips."""
-        size, device = 0, torch.device("cpu")
-        for name, weight in self.weights.items():
-            device = weight.device
-            width = weight.numel() // max(self.scale[name].numel(), 1)
-            most = max(self.chunk or 0, width) if device.type == "cpu" else weight.numel()
-            size = max(size, 0 if self.chunk is None else min(most, weight.numel()))
-        kinds = (torch.float32, torch.int8, torch.uint8)
-        units, fresh, hits = (torch.zeros(size, dtype=kind, device=device) for kind in kinds)
-        return units, fresh, hits
+        whole = {
+            "weight": self.weights, "live": self.live, "codes": self.codes, "ever": self.ever,
+            "average": self.average, "scale": self.scale, "zero": self.zero,
+        }  # fmt: skip
+        return tiles.tiled({part: of[name] for part, of in whole.items() if name in of}, grid, self.chunk, self.scratch)

@@ -41,7 +41,7 @@ LAYERS = [
     },
     {"space", "grid", "fitting", "claims", "survival"},
     {"objective", "scheme", "landscape", "walk"},
-    {"point", "distill", "kronecker"},
+    {"point", "distill", "kronecker", "tiles"},
     {"curvature", "spectrum", "basin", "river", "trajectory", "fold", "latent"},
     {"geometry", "optimize", "train_loss", "checkpoint", "controls"},
     {"train", "verdict"},
