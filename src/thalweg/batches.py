@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from .errors import ThalwegError
 
 Loss = Callable[[Any, Any], Tensor]
+IGNORED = -100
+"""Target of a position without one."""
 
 
 def cross_entropy(output: Any, batch: Any) -> Tensor:
@@ -20,13 +22,21 @@ def cross_entropy(output: Any, batch: Any) -> Tensor:
     return F.cross_entropy(getattr(output, "logits", output), batch[1], reduction="none")
 
 
+def next_token(logits: Tensor, ids: Tensor) -> Tensor:
+    """Cross-entropy in nats of every token but the first, ``[rows, context - 1]``, from logits of all positions.
+
+    The last position has a target that does not count: to slice its logits off would copy all the others, forwards and
+    backwards."""
+    targets = F.pad(ids[:, 1:], (0, 1), value=IGNORED)
+    loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
+    return loss.view(len(ids), -1)[:, :-1]
+
+
 def causal_lm(output: Any, batch: Any) -> Tensor:
     """Per-row mean next-token cross-entropy in nats; batch: integers ``[rows, context]``, or a dictionary
     with ``input_ids`` and, for padded rows, ``attention_mask``."""
     ids = batch["input_ids"] if isinstance(batch, Mapping) else batch
-    logits = getattr(output, "logits", output)[:, :-1]
-    loss = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="none")
-    loss = loss.view(len(ids), -1)
+    loss = next_token(getattr(output, "logits", output), ids)
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     if mask is None:
         return loss.mean(1)

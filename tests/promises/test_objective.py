@@ -6,6 +6,7 @@ from torch import nn
 
 from tests.conftest import small_batches, small_net, tiny_llama, tiny_tokens
 from thalweg import space
+from thalweg.batches import next_token
 from thalweg.errors import ThalwegError
 from thalweg.objective import Objective
 
@@ -37,6 +38,18 @@ def test_causal_lm_equals_transformers_own_loss():
     assert objective.loss({}) == pytest.approx(float(truth), rel=1e-6)
     masked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert Objective(model, [masked], "causal_lm").loss({}) == pytest.approx(float(truth), rel=1e-6)
+
+
+def test_next_token_losses_are_those_of_sliced_logits_bit_for_bit():
+    gen = torch.Generator().manual_seed(0)
+    logits, ids = torch.randn(3, 17, 40, generator=gen), torch.randint(0, 40, (3, 17), generator=gen)
+    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    found = next_token(ours, ids)
+    cut = theirs[:, :-1].reshape(-1, 40)
+    plain = nn.functional.cross_entropy(cut, ids[:, 1:].reshape(-1), reduction="none").view(3, 16)
+    assert torch.equal(found, plain)
+    (a,), (b,) = torch.autograd.grad(found.mean(1).mean(), ours), torch.autograd.grad(plain.mean(1).mean(), theirs)
+    assert torch.equal(a, b)
 
 
 def test_shuffled_random_and_shrinking_data_are_refused_with_the_spread(net, batches):

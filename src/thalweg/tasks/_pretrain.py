@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from ..batches import next_token
 from ..errors import ThalwegError
 from ._run import Run, forward_on
 from ._state import averaged, current, resume, save
@@ -37,8 +37,8 @@ def adapted(recipe: dict[str, Any], run: Run) -> dict[str, Any]:
 
 def next_token_loss(forward: Callable[..., Any], ids: Tensor) -> Tensor:
     """Mean loss, in nats, of every token of the rows ``[count, context]`` but the first."""
-    logits = forward(ids, use_cache=False).logits[:, :-1].float()
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1).to(logits.device))
+    logits = forward(ids, use_cache=False).logits.float()
+    return next_token(logits, ids.to(logits.device)).mean()
 
 
 def pretrain(
