@@ -22,19 +22,21 @@ def settle(
     """The batches cut into chunks and whether, on a CPU, their images have channels last: what leaves the loss of every
     sample (``losses(batches)``, ``[samples]``) as it is up to rounding; else the batches as they are.
 
-    Cost: one forward, and one or two more where there is something to try.
+    Cost: none where there is nothing to try, else two forwards or three.
     """
     pieces = [piece for batch in batches for piece in chunks(batch, chunk, device)]
     ways = [(pieces, False)] if len(pieces) != len(batches) else []
     if device.type == "cpu" and has_images(pieces) and safe(model, device):
         ways.insert(0, (laid_out(pieces), True))
-    whole = losses(batches) if ways else None
+    if not ways:
+        return batches, False
+    whole = losses(batches)
     for way, laid in ways:
         try:
             found = losses(way)
         except (RuntimeError, ValueError, IndexError):  # a model or loss of one batch size or layout
             continue
-        if whole is not None and len(found) == len(whole) and torch.allclose(found, whole, rtol=1e-4, atol=1e-5):
+        if len(found) == len(whole) and torch.allclose(found, whole, rtol=1e-4, atol=1e-5):
             return way, laid
     return batches, False
 

@@ -109,8 +109,7 @@ class Objective:
         self._laid = False
         self._check_determinism(batches, noise_ok)
         if self.noise == 0:
-            extra = self._statistics({})
-            judge = lambda pieces: self._pass({}, pieces, extra)
+            judge = lambda pieces: self._pass({}, pieces, self._statistics({}))
             self._pieces, self._laid = settle(self.batches, self.model, self.device, chunk, judge)
         self.calibration = [self.placed(batch) for batch in self.calibration]
 
