@@ -5,7 +5,7 @@
 4 x 256 tokens of ``bench_llama``; embeddings, norms and head stay fixed in every contestant, the float step included.
 ``hand-written ste`` is the autograd function that one writes in a minute: whole-tensor passes, no telemetry. Ours
 counts flips, marks what ever flipped and keeps a running average. Ratios are medians over rounds of the ratio to
-the float step of the same round.
+the float step of the same round. The heap keeps what was freed, as on the command line, for every contestant alike.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from thalweg.files import write_json
+from thalweg.heap import one_heap
 from thalweg.objective import Objective
 from thalweg.point import quantize
 from thalweg.provenance import manifest
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--estimators", default="ste,lsq,parq")
     parser.add_argument("--out", type=Path, default=Path("runs/qat_step.json"))
     arguments = parser.parse_args()
+    one_heap()
     from safetensors.torch import load_file
     from transformers import LlamaForCausalLM
 
