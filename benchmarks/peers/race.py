@@ -32,6 +32,7 @@ from rich.table import Table
 
 from thalweg import catalog
 from thalweg.files import read_json, write_json
+from thalweg.heap import KEPT, MAPPED
 from thalweg.provenance import manifest
 
 HERE = Path(__file__).parent
@@ -141,8 +142,10 @@ def why_not(turn: Turn) -> str:
 
 
 def run(turn: Turn, limit: int) -> None:
-    """Take a turn in a fresh process."""
-    environment = {**os.environ, "THALWEG_DATA": str(DATA), "PEERS": str(PEERS), "TOKENIZERS_PARALLELISM": "false"}
+    """Take a turn in a fresh process, whose heap keeps what was freed as under our command line, whoever runs."""
+    heap = {"MALLOC_MMAP_THRESHOLD_": str(MAPPED), "MALLOC_TRIM_THRESHOLD_": str(KEPT)}
+    paths = {"THALWEG_DATA": str(DATA), "PEERS": str(PEERS)}
+    environment = {**os.environ, **heap, **paths, "TOKENIZERS_PARALLELISM": "false"}
     if turn.who == "ours":
         environment["PYTHONPATH"] = str(ROOT / "src")
     command = [str(turn.python), str(turn.script), *turn.words]

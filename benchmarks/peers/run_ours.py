@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import sys
 from collections.abc import Sequence
@@ -66,6 +67,7 @@ def memory(name: str, scheme: str, fit: str = "mse", *options: str) -> None:
     weights = sum(p.numel() * p.element_size() for p in objective.model.parameters())
     inside = block_activations(objective)
     hessian = max(g.columns for g in Scheme.parse(scheme, HEAD).layouts(objective.weights).values()) ** 2 * 4
+    ctypes.CDLL(None).malloc_trim(0)  # nothing freed before counts as there
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
     quantize(objective, scheme, name, fit=fit, keep_float=HEAD, **chosen)

@@ -15,7 +15,7 @@ def one_heap() -> None:
     """One heap for all threads that keeps what was freed, where the C library is glibc.
 
     The lanes of calibration are threads, and each would keep a heap of its own. And glibc gives tensors of some
-    megabytes back to the system when they are freed, to get them again zeroed, page by page, in the next forward: a tenth
+    megabytes back to the system when they are freed, and gets them again, page by page, in the next forward: a tenth
     of a training step (docs/log.md).
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):

@@ -1,0 +1,39 @@
+"""The heap of a process keeps what was freed, so that a forward does not ask the system for the same memory again."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys
+import torch
+from thalweg.heap import one_heap
+if sys.argv[1] == "one":
+    one_heap()
+def forward():
+    kept = [torch.ones(4096, 4096) for _ in range(2)]  # 64 MB each
+    return sum(float(t[0, 0]) for t in kept)
+for _ in range(8):
+    forward()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8):
+    forward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_what_was_freed_is_not_asked_for_again():
+    faults = lambda how: int(subprocess.check_output([sys.executable, "-c", FAULTS, how]))
+    assert faults("one") < 0.1 * faults("usual")
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    import ctypes
+
+    from thalweg.heap import one_heap
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # has no mallopt
+    one_heap()
