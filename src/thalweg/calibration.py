@@ -186,3 +186,23 @@ def _accumulate(module: nn.Module, inputs: Sequence[Tensor], samples: int) -> Te
         total = add_second_moment(patches(module, x.detach()), total)
     assert total is not None
     return mirrored(total).mul_(2.0 / max(samples, 1))
+
+
+def dense_hessian(loss: Callable[[Tensor], Tensor], name: str, weight: Tensor) -> Tensor:
+    """Exact Hessian ``[1, n, n]`` of a plain function in one tensor of at most 4,096 entries, all in one row.
+
+    Raises:
+        ThalwegError: more entries, or rows that a function may couple.
+    """
+    if weight.numel() > 4096:
+        raise ThalwegError(
+            f"Tensor {name!r} has {weight.numel()} entries, too many for a dense Hessian of a function. "
+            "Use a model with layers, or at most 4096 entries."
+        )
+    if weight.ndim > 1 and weight.shape[0] > 1:
+        raise ThalwegError(
+            f"Tensor {name!r} of shape {tuple(weight.shape)} couples its rows in a plain function. "
+            "Give second-order rounding one-dimensional tensors."
+        )
+    flat: Tensor = torch.func.hessian(loss)(weight.detach())
+    return flat.reshape(1, weight.numel(), weight.numel())

@@ -82,15 +82,6 @@ def patches(module: nn.Module, x: Tensor) -> Tensor:
     return x.reshape(1, -1, x.shape[-1])
 
 
-def batchnorms(model: nn.Module) -> dict[str, nn.modules.batchnorm._BatchNorm]:
-    """BatchNorm layers with running statistics, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    }
-
-
 def positions(module: nn.Module, x: Tensor) -> int:
     """How many rows :func:`patches` would return, without making them."""
     if not isinstance(module, nn.Conv1d | nn.Conv2d):

@@ -20,10 +20,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import space
 from .batches import LOSSES, Loss, choose_device, frozen, to_device
-from .calibration import Visit, Visitor, stream
+from .calibration import Visit, Visitor, dense_hessian, stream
 from .channels import laid_out, settle
 from .errors import ThalwegError, unknown
-from .layers import Layer, batchnorms, quantizable
+from .layers import Layer, quantizable
+from .norms import batchnorms, renewing
 from .space import Point
 
 
@@ -195,7 +196,6 @@ class Objective:
         batch = self.placed(batch)
         return self.sample_losses(self.forward(weights, batch), batch).mean()
 
-    @torch.no_grad()
     def losses(self, weights: Mapping[str, Tensor], batches: Sequence[Any] | None = None) -> Tensor:
         """Per-sample losses at a point, float64, in the order of the data. Cost: one forward."""
         batches = self.batches if batches is None else frozen(batches, self.device)
@@ -272,7 +272,8 @@ class Objective:
         self.cost["calibration forwards"] += 1
         if self._function is not None:
             for name in [n for n in self.weights if n in wanted]:
-                visit(Visit(name, self._dense_hessian(name), 1))
+                loss = lambda w, name=name: self.sample_losses(self.forward({name: w}, None), None).mean()
+                visit(Visit(name, dense_hessian(loss, name, self.weights[name]), 1))
             return
         stream(
             self.model,
@@ -281,23 +282,6 @@ class Objective:
             self.calibration,
             visit,
         )
-
-    def _dense_hessian(self, name: str) -> Tensor:
-        weight = self.weights[name]
-        if weight.numel() > 4096:
-            raise ThalwegError(
-                f"Tensor {name!r} has {weight.numel()} entries, too many for a dense Hessian of a function. "
-                "Use a model with layers, or at most 4096 entries."
-            )
-        rows = weight.shape[0] if weight.ndim > 1 else 1
-        if rows > 1:
-            raise ThalwegError(
-                f"Tensor {name!r} of shape {tuple(weight.shape)} couples its rows in a plain function. "
-                "Give second-order rounding one-dimensional tensors."
-            )
-        function = lambda w: self.sample_losses(self.forward({name: w}, None), None).mean()
-        flat = torch.func.hessian(function)(weight.detach())
-        return flat.reshape(1, weight.numel(), weight.numel())
 
     def _statistics(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         """BatchNorm statistics that go with a point: None, the model's own, unless the policy renews them."""
@@ -310,25 +294,11 @@ class Objective:
         Returns the buffers by name; the scratch model keeps its own.
         """
         self.cost["calibration forwards"] += 1
-        buffers: dict[str, Tensor] = {}
-        momenta = {name: module.momentum for name, module in self._norms.items()}
-        for name, module in self._norms.items():
-            assert module.running_mean is not None and module.running_var is not None
-            buffers[f"{name}.running_mean"] = torch.zeros_like(module.running_mean)
-            buffers[f"{name}.running_var"] = torch.ones_like(module.running_var)
-            buffers[f"{name}.num_batches_tracked"] = torch.zeros((), dtype=torch.long, device=self.device)
-            module.momentum = None
-            module.train()
-        try:
+        with renewing(self._norms) as buffers:
             for batch in self.calibration:
                 self.forward(weights, batch, buffers)
-        finally:
-            for name, module in self._norms.items():
-                module.momentum = momenta[name]
-                module.eval()
         return buffers
 
-    @torch.no_grad()
     def losses_with(self, weights: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> float:
         """Mean loss with given BatchNorm statistics. Cost: one forward."""
         return float(self._pass(weights, self.batches, buffers).mean())

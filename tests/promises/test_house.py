@@ -38,6 +38,7 @@ LAYERS = [
         "precision",
         "batches",
         "channels",
+        "norms",
     },
     {"space", "grid", "fitting", "claims", "survival"},
     {"objective", "scheme", "landscape", "walk"},
