@@ -1,7 +1,9 @@
 """Studies: files that say what is wrong with them, cells that go on where they stopped, claims, report, command line."""
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from tests.cli.test_cli import folded, run
 from tests.test_report_browser import findings, visit, with_probe
@@ -20,7 +23,8 @@ from thalweg import catalog
 from thalweg.claims import joined
 from thalweg.errors import ThalwegError
 from thalweg.files import read_json, write_json
-from thalweg.report.study_page import verdicts_of, write_study_report
+from thalweg.report.study_docs import verdicts_of
+from thalweg.report.study_page import headline, terminal, write_study_report
 from thalweg.study import read_study, spec, study
 from thalweg.study.arms import limited
 from thalweg.study.cells import cells
@@ -208,6 +212,21 @@ def test_claims_are_judged_and_reported(done, tmp_path):
         there = f"\n## {link[1:]}\n" in claims if link[0] == "#" else (tmp_path / "docs" / link).is_file()
         assert link == "studies.md" or there
     assert len(list((tmp_path / "r" / "figures").iterdir())) >= 6
+
+
+def test_claims_that_were_not_measured_are_named_everywhere(done, tmp_path):
+    result = read_json(done[1] / "study.json")
+    lost = result["claims"][0]
+    for verdict in lost["verdicts"]:
+        verdict.update(seeds=0, verdict="undecided")
+    text = write_study_report(result, tmp_path / "r", tmp_path / "claims.md").read_text()
+    told = f"Not measured here: {lost['claim']}."
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(terminal(result))
+    for shown in (text, (tmp_path / "claims.md").read_text(), console.export_text()):
+        assert told in shown and lost["text"] not in shown
+    left = len(joined(verdicts_of(result))) - len(lost["verdicts"])
+    assert sum(int(n) for n in re.findall(r"(\d+) (?:supported|refuted|undecided)", headline(result))) == left
 
 
 WIDE = """

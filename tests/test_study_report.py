@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from thalweg.claims import Rule, judge
+from thalweg.claims import Rule, judge, unmeasured
 from thalweg.errors import ThalwegError
 from thalweg.report import study
 from thalweg.report.claims import claims_page, rule_in_words, table, write_claims
@@ -163,7 +163,9 @@ def verdicts():
 def test_several_studies_share_a_page_and_a_table(tmp_path):
     part = "# Claims: {}\n\nWords.\n\n| claim | says | supported | refuted | undecided |\n| --- | --- | ---: | ---: | ---: |\n{}"
     page = tmp_path / "claims.md"
-    page.write_text(joined_page(page, "b", part.format("b", "| C2 | Margins tell. | 1 | 2 | 0 |\n| C10 | Last. | 0 | 0 | 1 |\n")))
+    page.write_text(
+        joined_page(page, "b", part.format("b", "| C2 | Margins tell. | 1 | 2 | 0 |\n| C10 | Last. | 0 | 0 | 1 |\n"))
+    )
     page.write_text(joined_page(page, "a", part.format("a", "| C2 | Margins tell. | 3 | 0 | 4 |\n")))
     text = page.read_text()
     assert "| C2 | Margins tell. | **4/2/4** | 3/0/4 | 1/2/0 |\n| C10 | Last. | **0/0/1** |  | 0/0/1 |" in text
@@ -210,6 +212,20 @@ def test_page_of_claims():
     assert "Rule: the mean of `rounded` lies within ±2 of 0." in page
     blocks = [b.splitlines() for b in page.split("\n\n") if b.startswith("|")]
     assert len(blocks) == 3 and all(len({row.replace("\\|", "").count("|") for row in b}) == 1 for b in blocks)
+
+
+def test_what_nobody_measured_is_named_and_not_judged():
+    rules = [
+        Rule("C1", "A", "a", ">"), Rule("C1", "B", "b", ">"), Rule("C2", "C", "c", ">"), Rule("C3", "D", "a - c", "<"),
+        Rule("C4", "E", "d", "<"),
+    ]  # fmt: skip
+    cells = {("net", "w2"): {"a": [1.0, 2.0, 1.5, 1.2, 1.7], "d": [None, None, 0.1, None, None]}, ("net", "w3"): {}}
+    found = judge(rules, cells, resamples=200)
+    assert unmeasured(found) == ["C2", "C3"] and unmeasured([]) == []
+    page = claims_page(found)
+    assert "Not measured here: C2, C3." in page and "## C1." in page and "## C4." in page
+    assert "## C2." not in page and "| C3 |" not in page and "no figure b" in page
+    assert "Not measured here" not in claims_page(verdicts())
 
 
 def test_page_without_claims_and_as_file(tmp_path):

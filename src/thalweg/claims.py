@@ -191,6 +191,12 @@ def joined(verdicts: Sequence[Verdict]) -> dict[tuple[str, str, str], str]:
     }
 
 
+def unmeasured(verdicts: Sequence[Verdict]) -> list[str]:
+    """Claims of which no rule has the figure of any seed anywhere: nobody looked, which is no verdict."""
+    seen = {v.rule.claim for v in verdicts if v.seeds}
+    return [claim for claim in dict.fromkeys(v.rule.claim for v in verdicts) if claim not in seen]
+
+
 def _test(
     rule: Rule,
     cell: Cell,

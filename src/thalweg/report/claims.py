@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..atomic import write_text
-from ..claims import OUTCOMES, Rule, Verdict, joined
+from ..claims import OUTCOMES, Rule, Verdict, joined, unmeasured
 from .facts import number
 
 Links = Mapping[tuple[str, str, str], str]
@@ -25,9 +25,11 @@ def claims_page(
 ) -> str:
     """The page ``docs/claims.md``. ``sentences[claim]``: its sentence (else the text of its first rule);
     ``links[claim, task, scheme]``: address of its figure, relative to the page; ``alpha`` and
-    ``minimum_seeds``: those that ``judge`` was given."""
-    claims = list(dict.fromkeys(v.rule.claim for v in verdicts))
+    ``minimum_seeds``: those that ``judge`` was given. Claims without any figure are named, not judged."""
+    without = unmeasured(verdicts)
+    claims = [c for c in dict.fromkeys(v.rule.claim for v in verdicts) if c not in without]
     parts = [f"# {title}", preface, how(alpha, minimum_seeds), _summary(claims, verdicts, sentences or {})]
+    parts.append(not_measured(without))
     for claim in claims:
         own = [v for v in verdicts if v.rule.claim == claim]
         parts += _section(claim, own, (sentences or {}).get(claim, own[0].rule.text), links or {})
@@ -49,6 +51,11 @@ def how(alpha: float, minimum_seeds: int) -> str:
         f"cell with fewer than {minimum_seeds} seeds or without the figure of a seed. A claim of several rules is "
         "supported where all are, refuted where one is."
     )
+
+
+def not_measured(claims: Sequence[str]) -> str:
+    """A sentence that names claims without any figure, or nothing."""
+    return f"Not measured here: {', '.join(claims)}." if claims else ""
 
 
 def rule_in_words(rule: Rule) -> str:

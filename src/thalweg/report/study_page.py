@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic import plain, write_bytes, write_text
-from ..claims import OUTCOMES, joined
+from ..claims import OUTCOMES, Verdict, joined, unmeasured
 from ..errors import ThalwegError
 from . import blocks
-from .claims import effect, p_text
+from .claims import effect, not_measured, p_text
 from .facts import number
 from .figures import Picture, slug
 from .study_docs import arm_cells, claims_text, float_metric, joined_page, pixels, verdicts_of
@@ -135,7 +135,7 @@ def _page(result: Mapping[str, Any], drawn: Mapping[str, list[Picture]]) -> str:
 
 def headline(result: Mapping[str, Any]) -> str:
     """What became of the claims, in a sentence."""
-    whole = joined(verdicts_of(result))
+    whole = joined([v for _, found in _judged(result) for v in found])
     counts = {o: sum(v == o for v in whole.values()) for o in OUTCOMES}
     text = ", ".join(f"{counts[o]} {o}" for o in OUTCOMES)
     left = result["cells"]["all"] - result["cells"]["done"]
@@ -150,8 +150,8 @@ def _claims(result: Mapping[str, Any]) -> str:
     ]
     heads = [("claim", ""), ("says", ""), *((o, "pairs of task and scheme") for o in OUTCOMES)]
     out = [blocks.table("All claims", heads, counts, sortable=False, kind="claims")] if counts else []
-    for claim in result["claims"]:
-        mine = [v for v in verdicts_of({"claims": [claim]})]
+    out.append(f"<p>{not_measured(unmeasured(verdicts_of(result)))}</p>")
+    for claim, mine in _judged(result):
         lines = [
             [Cell(task_label(result, v.task), v.task), Cell(v.scheme, v.scheme), Cell(v.rule.text, v.rule.text),
              Cell(effect(v), v.effect.estimate, v.note), Cell(str(v.seeds), v.seeds), Cell(p_text(v), v.adjusted_p),
@@ -165,11 +165,19 @@ def _claims(result: Mapping[str, Any]) -> str:
     return "".join(out)
 
 
+def _judged(result: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[Verdict]]]:
+    """Every claim that was measured, with its verdicts."""
+    every = verdicts_of(result)
+    without = unmeasured(every)
+    return [
+        (c, [v for v in every if v.rule.claim == c["claim"]]) for c in result["claims"] if c["claim"] not in without
+    ]
+
+
 def _counted(result: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[int]]]:
-    """Every claim with its numbers of pairs of task and scheme, in the order of ``OUTCOMES``."""
-    whole = joined(verdicts_of(result))
-    found = {c["claim"]: [o for key, o in whole.items() if key[0] == c["claim"]] for c in result["claims"]}
-    return [(c, [found[c["claim"]].count(o) for o in OUTCOMES]) for c in result["claims"]]
+    """The same with its numbers of pairs of task and scheme, in the order of ``OUTCOMES``."""
+    each = [(claim, list(joined(found).values())) for claim, found in _judged(result)]
+    return [(claim, [found.count(o) for o in OUTCOMES]) for claim, found in each]
 
 
 def _task(result: Mapping[str, Any], task: str, pictures: list[Picture]) -> str:
@@ -222,7 +230,7 @@ def terminal(result: Mapping[str, Any], width: int = 120) -> Any:
     for claim, counts in _counted(result):
         table.add_row(claim["claim"], claim.get("text", ""), *map(str, counts))
     if result["claims"]:
-        parts.append(table)
+        parts += [table, not_measured(unmeasured(verdicts_of(result)))]
     for error in result["errors"][:5]:
         parts.append(f"[red]{error['cell']}[/red]: {error['error']}")
     return Group(*parts)
