@@ -135,7 +135,7 @@ def _page(result: Mapping[str, Any], drawn: Mapping[str, list[Picture]]) -> str:
 
 def headline(result: Mapping[str, Any]) -> str:
     """What became of the claims, in a sentence."""
-    whole = joined([v for _, found in _judged(result) for v in found])
+    whole = joined([v for _, found in _judged(result)[0] for v in found])
     counts = {o: sum(v == o for v in whole.values()) for o in OUTCOMES}
     text = ", ".join(f"{counts[o]} {o}" for o in OUTCOMES)
     left = result["cells"]["all"] - result["cells"]["done"]
@@ -144,14 +144,15 @@ def headline(result: Mapping[str, Any]) -> str:
 
 
 def _claims(result: Mapping[str, Any]) -> str:
+    measured, rest = _judged(result)
     counts = [
-        [Cell(claim["claim"]), Cell(claim.get("text", "")), *(Cell(str(n), n) for n in outcomes)]
-        for claim, outcomes in _counted(result)
+        [Cell(claim["claim"]), Cell(claim.get("text", "")), *(Cell(str(n), n) for n in _counts(found))]
+        for claim, found in measured
     ]
     heads = [("claim", ""), ("says", ""), *((o, "pairs of task and scheme") for o in OUTCOMES)]
     out = [blocks.table("All claims", heads, counts, sortable=False, kind="claims")] if counts else []
-    out.append(f"<p>{not_measured(unmeasured(verdicts_of(result)))}</p>")
-    for claim, mine in _judged(result):
+    out += [f"<p>{rest}</p>"] if rest else []
+    for claim, mine in measured:
         lines = [
             [Cell(task_label(result, v.task), v.task), Cell(v.scheme, v.scheme), Cell(v.rule.text, v.rule.text),
              Cell(effect(v), v.effect.estimate, v.note), Cell(str(v.seeds), v.seeds), Cell(p_text(v), v.adjusted_p),
@@ -165,19 +166,18 @@ def _claims(result: Mapping[str, Any]) -> str:
     return "".join(out)
 
 
-def _judged(result: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[Verdict]]]:
-    """Every claim that was measured, with its verdicts."""
+def _judged(result: Mapping[str, Any]) -> tuple[list[tuple[Mapping[str, Any], list[Verdict]]], str]:
+    """Every claim that was measured, with its verdicts; the sentence that names the others."""
     every = verdicts_of(result)
-    without = unmeasured(every)
-    return [
-        (c, [v for v in every if v.rule.claim == c["claim"]]) for c in result["claims"] if c["claim"] not in without
-    ]
+    rest = unmeasured(every)
+    claims = [c for c in result["claims"] if c["claim"] not in rest]
+    return [(c, [v for v in every if v.rule.claim == c["claim"]]) for c in claims], not_measured(rest)
 
 
-def _counted(result: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[int]]]:
-    """The same with its numbers of pairs of task and scheme, in the order of ``OUTCOMES``."""
-    each = [(claim, list(joined(found).values())) for claim, found in _judged(result)]
-    return [(claim, [found.count(o) for o in OUTCOMES]) for claim, found in each]
+def _counts(verdicts: list[Verdict]) -> list[int]:
+    """A claim's numbers of pairs of task and scheme, in the order of ``OUTCOMES``."""
+    found = list(joined(verdicts).values())
+    return [found.count(o) for o in OUTCOMES]
 
 
 def _task(result: Mapping[str, Any], task: str, pictures: list[Picture]) -> str:
@@ -227,10 +227,11 @@ def terminal(result: Mapping[str, Any], width: int = 120) -> Any:
     table = Table(title="Claims", title_justify="left", box=None)
     for name in ("claim", "says", *OUTCOMES):
         table.add_column(name, justify="right" if name in OUTCOMES else "left")
-    for claim, counts in _counted(result):
-        table.add_row(claim["claim"], claim.get("text", ""), *map(str, counts))
+    measured, rest = _judged(result)
+    for claim, found in measured:
+        table.add_row(claim["claim"], claim.get("text", ""), *map(str, _counts(found)))
     if result["claims"]:
-        parts += [table, not_measured(unmeasured(verdicts_of(result)))]
+        parts += [table, rest] if rest else [table]
     for error in result["errors"][:5]:
         parts.append(f"[red]{error['cell']}[/red]: {error['error']}")
     return Group(*parts)
