@@ -90,10 +90,9 @@ def _joined(group: list[Feed]) -> Feed:
 
     weights = [f.weight for f in group]
     weight = None if any(w is None for w in weights) else torch.cat([w for w in weights if w is not None])
-    return Feed(
-        call([f.exact for f in group]), call([f.given for f in group]), torch.cat([f.target for f in group]),
-        group[0].index, weight,
-    )  # fmt: skip
+    given = call([f.given for f in group])
+    exact = given if all(f.exact is f.given for f in group) else call([f.exact for f in group])
+    return Feed(exact, given, torch.cat([f.target for f in group]), group[0].index, weight)
 
 
 def _per_row(value: Any, size: int) -> bool:

@@ -29,6 +29,7 @@ from torch.func import functional_call
 from .blocks import Block, first_tensor
 from .calibration import _Lane
 from .feeds import Call, Feed
+from .heap import settle
 from .objective import Objective
 from .space import Point
 
@@ -87,6 +88,7 @@ def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor) -> 
     numbers = {pair[0]: i for i, pair in enumerate(pairs)}
     lanes = list(chain.from_iterable(pairs))
     try:
+        settle()
         for lane in lanes:
             lane.start()
             lane.advance()
@@ -101,9 +103,11 @@ def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor) -> 
             feeds = _masked([f for f in found if f.rows], batches)
             block = blocks[order[name]]
             if feeds:
+                settle()
                 _put(given.model, visit(Stop(block, exact.model.get_submodule(name), feeds)))
             outputs.clear()
             del waiting[name]
+            settle()
             for _, b in pairs:
                 if b.at == name:
                     b.advance()

@@ -33,7 +33,31 @@ def test_what_was_freed_is_not_asked_for_again():
 def test_another_c_library_is_left_alone(monkeypatch):
     import ctypes
 
-    from thalweg.heap import one_heap
+    from thalweg.heap import one_heap, settle
 
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # has no mallopt
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # has neither mallopt nor malloc_trim
     one_heap()
+    settle()
+
+
+SETTLED = """
+from pathlib import Path
+import torch
+from thalweg.heap import one_heap, settle
+def resident():
+    return int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS")).split()[1])
+one_heap()
+before = resident()
+pairs = [(torch.ones(1 << 20), torch.ones(1 << 20)) for _ in range(64)]  # 4 MB each, turn about
+held = [pair[0] for pair in pairs]
+del pairs
+kept = resident() - before
+settle()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_gaps_between_what_is_held_go_back_to_the_system():
+    kept, left = map(int, subprocess.check_output([sys.executable, "-c", SETTLED]).split())
+    assert kept > 500_000 > 320_000 > left > 250_000  # kilobytes; 256 MiB are held, 256 MiB were freed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ def block_problem(stop: Stop, rows: int, drop: float = 0.0) -> Problem:
     entries taken from the float model instead (QDrop).
     Cost: a minibatch is one forward of the block over its rows; ``full`` one over all of them.
     """
-    feeds = merged(stop.feeds)
+    feeds = merged(stop.feeds if drop else [replace(f, exact=f.given) for f in stop.feeds])
     counts = torch.tensor([float(feed.rows) for feed in feeds])
 
     def sample(generator: torch.Generator) -> Loss:
