@@ -43,7 +43,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Feed:
-    """One batch at one block: the call with float inputs, the call with quantized ones, the float output.
+    """One batch at one block: the call with float inputs, the call with quantized ones, the float output
+    (or the float input again, where a walk was asked for no targets).
 
     ``index``: of the calibration batch. ``weight``: what every output entry counts, of mean one over all batches and
     broadcast to ``target``; None where all count the same (padded tokens count nothing).

@@ -52,8 +52,11 @@ BlockVisitor = Callable[[Stop], Point]
 """Returns the weights that the block has from now on, by their names in the model."""
 
 
-def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor) -> None:
+def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor, targets: bool = True) -> None:
     """Visit the blocks that the calibration batches reach, in the order of execution.
+
+    Without ``targets`` the float model waits for the visitor too: no outputs, less memory, and :attr:`Feed.target` is
+    the block's float input.
 
     Computes in float32, also for half-precision models. Blocks that are called again later (shared modules) are
     visited at their first call. Cost: two forwards over the calibration data. The model is untouched.
@@ -74,7 +77,7 @@ def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor) -> 
 
     def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
         lane = threading.current_thread()
-        if name in waiting and lane in float_lanes:
+        if targets and name in waiting and lane in float_lanes:
             outputs[lane] = first_tensor(output)
 
     handles = []
@@ -95,22 +98,21 @@ def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor) -> 
         while at := {lane.at for lane in lanes if lane.at is not None}:
             name = min(at, key=order.__getitem__)
             here = [pair for pair in pairs if pair[0].at == name and pair[1].at == name]
-            before = [(calls[a], calls[b]) for a, b in here]
-            for a, _ in pairs:
-                if a.at == name:
-                    a.advance()
-            found = [_feed(*c, outputs[a], numbers[a]) for c, (a, _) in zip(before, here, strict=True)]
-            feeds = _masked([f for f in found if f.rows], batches)
-            block = blocks[order[name]]
+            before = [(calls.pop(a), calls.pop(b)) for a, b in here]
+            exact_here, given_here = ([pair[k] for pair in pairs if pair[k].at == name] for k in (0, 1))
+            if targets:
+                _advance(exact_here)
+            feeds = tuple(_feed(*c, outputs.get(a, c[0].x), numbers[a]) for c, (a, _) in zip(before, here, strict=True))
+            feeds = _masked([f for f in feeds if f.rows], batches)
             if feeds:
                 settle()
-                _put(given.model, visit(Stop(block, exact.model.get_submodule(name), feeds)))
+                stop = Stop(blocks[order[name]], exact.model.get_submodule(name), feeds)
+                _put(given.model, visit(stop))
+                del stop
             outputs.clear()
-            del waiting[name]
+            del waiting[name], before, feeds  # nothing of this block stays while the lanes go on
             settle()
-            for _, b in pairs:
-                if b.at == name:
-                    b.advance()
+            _advance([*([] if targets else exact_here), *given_here])
     finally:
         for handle in handles:
             handle.remove()
@@ -121,6 +123,11 @@ def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor) -> 
         for lane in lanes:
             if lane.ident is not None:
                 lane.join()
+
+
+def _advance(lanes: Sequence[_Lane]) -> None:
+    for lane in lanes:
+        lane.advance()
 
 
 def _feed(exact: Call, given: Call, target: Tensor, index: int) -> Feed:

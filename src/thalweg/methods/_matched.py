@@ -15,7 +15,7 @@ from ..objective import Objective
 from ..space import Point
 from ..walk import Stop, walk
 from ._columns import codes_of, descend_columns, factor
-from ._reconstruct import Quadratic, quadratic, split
+from ._reconstruct import Cache, Quadratic, quadratic, split
 
 
 def matched(
@@ -39,7 +39,7 @@ def matched(
     """
     codes: Point = {}
     notes: dict[str, dict[str, Any]] = {}
-    cache: dict[int, tuple[tuple[Tensor, ...], Quadratic]] = {}
+    cache: Cache = {}
 
     def solve(name: str, form: Quadratic) -> Tensor:
         grid, weight = grids[name], objective.weights[name]
@@ -65,7 +65,7 @@ def matched(
         return {name: solve(name, form) for name in stop.block.weights}
 
     layers = {name: objective.layers[name] for name in grids}
-    walk(objective, partition(objective.model, layers, layerwise=True), visit)
+    walk(objective, partition(objective.model, layers, layerwise=True), visit, targets=False)
     for name, grid in grids.items():
         if name not in codes:
             codes[name] = grid.encode(objective.weights[name])

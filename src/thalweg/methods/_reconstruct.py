@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from weakref import ReferenceType
 
 import torch
 from torch import Tensor
@@ -56,14 +57,18 @@ class Quadratic:
         return form(e, self.given, e) + 2 * form(e, shift, w) + form(w, rest, w)
 
 
-def quadratic(stop: Stop, cache: dict[int, tuple[tuple[Tensor, ...], Quadratic]]) -> Quadratic:
-    """Second moments of a layer that is its own block. ``cache``: of the last layer, for layers that share inputs.
+Cache = dict[int, tuple[tuple[ReferenceType[Tensor], ...], Quadratic]]
+"""Second moments of the last layer and the inputs that they are of, which it does not keep alive."""
+
+
+def quadratic(stop: Stop, cache: Cache) -> Quadratic:
+    """Second moments of a layer that is its own block. ``cache``: for layers that share inputs.
 
     Cost: ``3 N n²``, or nothing where the inputs are those of the layer before.
     """
     inputs = tuple(t for feed in stop.feeds for t in (feed.exact.x, feed.given.x))
     held = cache.get(0)
-    if held is not None and len(held[0]) == len(inputs) and all(a is b for a, b in zip(held[0], inputs, strict=True)):
+    if held is not None and len(held[0]) == len(inputs) and all(a() is b for a, b in zip(held[0], inputs, strict=True)):
         return held[1]
     totals: list[Tensor | None] = [None, None, None]
     samples = 0
@@ -77,7 +82,7 @@ def quadratic(stop: Stop, cache: dict[int, tuple[tuple[Tensor, ...], Quadratic]]
         totals = [part.clone() if t is None else t.add_(part) for t, part in zip(totals, parts, strict=True)]
     given_twice, cross, exact_twice = (t / max(samples, 1) for t in totals if t is not None)
     result = Quadratic(given_twice, cross, exact_twice, samples)
-    cache[0] = (inputs, result)
+    cache[0] = (tuple(map(ReferenceType, inputs)), result)
     return result
 
 

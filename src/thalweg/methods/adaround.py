@@ -14,7 +14,7 @@ from ..objective import Objective
 from ..space import Point
 from ..task import Progress, silent
 from ..walk import Stop, walk
-from ._reconstruct import Quadratic, local, quadratic, split, unreached
+from ._reconstruct import Cache, Quadratic, local, quadratic, split, unreached
 from ._reconstruct_soft import Corner, anneal
 
 
@@ -61,7 +61,7 @@ def adaround(
 
     if objective.has_outputs:
         layers = {n: objective.layers[n] for n in grids}
-        cache: dict[int, tuple[tuple[Tensor, ...], Quadratic]] = {}
+        cache: Cache = {}
 
         def visit(stop: Stop) -> Point:
             if isinstance(stop.module, nn.Embedding):
@@ -69,7 +69,7 @@ def adaround(
             form = quadratic(stop, cache)
             return {name: layer(name, form) for name in stop.block.weights}
 
-        walk(objective, partition(objective.model, layers, layerwise=True), visit)
+        walk(objective, partition(objective.model, layers, layerwise=True), visit, targets=False)
     else:
 
         def look(seen: Visit) -> Tensor:
