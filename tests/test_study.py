@@ -28,10 +28,11 @@ from thalweg.report.study_page import headline, terminal, write_study_report
 from thalweg.study import read_study, spec, study
 from thalweg.study.arms import limited
 from thalweg.study.cells import cells
+from thalweg.study.file import merged
 from thalweg.study.measures import MEASURES
 from thalweg.study.pool import Here, Processes, Ray
 from thalweg.study.quantities import figures
-from thalweg.study.spec import merged, parse
+from thalweg.study.spec import parse
 from thalweg.task import Task
 from thalweg.trajectory import Recipe
 
@@ -318,6 +319,21 @@ def test_files_that_are_no_studies(tmp_path):
     with pytest.raises(ThalwegError, match="lacks"):
         cells(parse({**PLAN, "arms": {**PLAN["arms"], "nearest": {"method": "nearest", "schemes": ["w2"]}},
                      "measures": {}}))  # fmt: skip
+
+
+def test_a_profile_keeps_what_it_names(tmp_path):
+    def read(profile):
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump({**PLAN, "claims": [], "profiles": {"p": profile}}))
+        return read_study(tmp_path / "s.yaml", "p")
+
+    assert "qat" in PLAN["arms"] and len(PLAN["arms"]) > 2 and len(PLAN["measures"]) > 1
+    kept = read({"keep": {"arms": ["qat", "nearest"], "measures": []}, "arms": {"qat": {"rates": [0.02]}}})
+    assert list(kept.arms) == ["nearest", "qat"] and not kept.measures and kept.arms["qat"].rates == (0.02,)
+    others = {name: None for name in PLAN["arms"] if name not in ("qat", "nearest")}
+    assert read({"keep": {"arms": ["qat", "nearest"]}, "measures": None}) == read({"arms": others, "measures": None})
+    for keep, word in (({"arms": ["qta"]}, "qat"), ({"claims": ["C1"]}, "measures")):
+        with pytest.raises(ThalwegError, match=word):
+            read({"keep": keep})
 
 
 def test_limits_cut_from_the_beginning():

@@ -23,7 +23,8 @@ An arm is a rounding ``method`` with ``options`` or a training recipe (``train``
 validation data is every seed's. ``of`` takes the latent weights that another arm trained, and ``then`` rounds them with
 the method of a third: float training, then rounding. ``batchnorm``: statistics are re-estimated at the end. Arms and
 measures take ``schemes`` and ``tasks`` to name where they run, measures ``seeds`` too. ``only: [C8]`` judges some
-claims. A profile changes whatever it names and leaves the rest.
+claims. A profile changes whatever it names and leaves the rest, of which ``keep: {arms: [nearest, qat], measures:
+[times]}`` takes the others away first.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 from .. import basin, catalog
@@ -115,55 +115,8 @@ class Study:
         return {r: arm for r, arm in measure.roles.items() if r in measure.latents and self.arms[arm].train is not None}
 
 
-def read_study(path: str | Path, profile: str = "") -> Study:
-    """Read a YAML file and apply a profile.
-
-    Raises:
-        ThalwegError: no such file, not YAML, unknown keys, names or profiles, arms that lean on missing arms.
-    """
-    found = _load(Path(path))
-    if not isinstance(found, dict):
-        raise ThalwegError(f"The study {path} holds no keys. Start with name, tasks, schemes, seeds and arms.")
-    profiles = found.pop("profiles", {}) or {}
-    if profile:
-        if profile not in profiles:
-            raise unknown("profile", profile, profiles)
-        found = merged(found, profiles[profile])
-    if isinstance(found.get("claims"), str):
-        found["claims"] = _load(Path(path).parent / found["claims"])
-    return parse({"name": Path(path).stem, **found}, profile)
-
-
-def _load(path: Path) -> Any:
-    """The values of a YAML file."""
-    try:
-        import yaml
-    except ImportError:
-        raise ThalwegError("Studies are YAML files, and PyYAML is missing. Run `pip install thalweg[study]`.") from None
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ThalwegError(f"Cannot read the study {path}: {error.strerror or error}. Check the path.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = str(getattr(error, "problem_mark", "") or error).strip().splitlines()[-1].strip()
-        raise ThalwegError(f"The study {path} is not YAML ({where}). Correct it there.") from None
-
-
-def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``base`` with ``changes``: mappings key by key, everything else replaced; null takes a key away."""
-    out = dict(base)
-    for key, value in changes.items():
-        if value is None:
-            out.pop(key, None)
-        elif isinstance(value, Mapping) and isinstance(out.get(key), Mapping):
-            out[key] = merged(out[key], value)
-        else:
-            out[key] = value
-    return out
-
-
 def parse(found: Mapping[str, Any], profile: str = "") -> Study:
-    """A study from plain values; see :func:`read_study`."""
+    """A study from plain values; see :func:`thalweg.study.file.read_study`."""
     known = {f.name for f in fields(Study)} - {"profile"} | {"only"}
     for key in found:
         if key not in known:
