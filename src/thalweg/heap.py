@@ -31,7 +31,7 @@ def one_heap() -> None:
     _call("mallopt", M_TRIM_THRESHOLD, KEPT)
 
 
-def settle() -> None:
+def trim() -> None:
     """Give what was freed, and kept (see :func:`one_heap`), back to the system.
 
     For the turns of a walk: the tensors of its lanes lie between those of the visitor, the gaps that either leaves fit

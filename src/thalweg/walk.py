@@ -29,7 +29,7 @@ from torch.func import functional_call
 from .blocks import Block, first_tensor
 from .calibration import _Lane
 from .feeds import Call, Feed
-from .heap import settle
+from .heap import trim
 from .objective import Objective
 from .space import Point
 
@@ -91,7 +91,7 @@ def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor, tar
     numbers = {pair[0]: i for i, pair in enumerate(pairs)}
     lanes = list(chain.from_iterable(pairs))
     try:
-        settle()
+        trim()
         for lane in lanes:
             lane.start()
             lane.advance()
@@ -105,13 +105,13 @@ def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor, tar
             feeds = tuple(_feed(*c, outputs.get(a, c[0].x), numbers[a]) for c, (a, _) in zip(before, here, strict=True))
             feeds = _masked([f for f in feeds if f.rows], batches)
             if feeds:
-                settle()
+                trim()
                 stop = Stop(blocks[order[name]], exact.model.get_submodule(name), feeds)
                 _put(given.model, visit(stop))
                 del stop
             outputs.clear()
             del waiting[name], before, feeds  # nothing of this block stays while the lanes go on
-            settle()
+            trim()
             _advance([*([] if targets else exact_here), *given_here])
     finally:
         for handle in handles:

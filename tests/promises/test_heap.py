@@ -33,17 +33,17 @@ def test_what_was_freed_is_not_asked_for_again():
 def test_another_c_library_is_left_alone(monkeypatch):
     import ctypes
 
-    from thalweg.heap import one_heap, settle
+    from thalweg.heap import one_heap, trim
 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # has neither mallopt nor malloc_trim
     one_heap()
-    settle()
+    trim()
 
 
 SETTLED = """
 from pathlib import Path
 import torch
-from thalweg.heap import one_heap, settle
+from thalweg.heap import one_heap, trim
 def resident():
     return int(next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmRSS")).split()[1])
 one_heap()
@@ -52,7 +52,7 @@ pairs = [(torch.ones(1 << 20), torch.ones(1 << 20)) for _ in range(64)]  # 4 MB 
 held = [pair[0] for pair in pairs]
 del pairs
 kept = resident() - before
-settle()
+trim()
 print(kept, resident() - before)
 """
 
