@@ -42,9 +42,10 @@ class Corner:
 def rectified(v: Tensor) -> tuple[Tensor, Tensor]:
     """``h = clip(σ(V)(ζ-γ)+γ, 0, 1)`` and its derivative (zero where clipped), arXiv:2004.10568, equation 23."""
     s = torch.sigmoid(v)
-    h = s * (HIGH - LOW) + LOW
-    slope = s * (1 - s) * (HIGH - LOW)
-    return h.clamp(0, 1), torch.where((h > 0) & (h < 1), slope, 0.0)
+    slope = torch.addcmul(s, s, s, value=-1).mul_(HIGH - LOW)
+    h = s.mul_(HIGH - LOW).add_(LOW)
+    inside = (h > 0).logical_and_(h < 1)
+    return h.clamp_(0, 1), slope.mul_(inside)
 
 
 def inverse(share: Tensor) -> Tensor:
@@ -52,12 +53,11 @@ def inverse(share: Tensor) -> Tensor:
     return torch.logit((share - LOW) / (HIGH - LOW))
 
 
-def regulariser(h: Tensor, beta: float) -> tuple[float, Tensor]:
-    """Mean of ``1 - |2h-1|^β`` and its gradient in h (equation 24, divided by the number of weights)."""
-    t = 2 * h - 1
-    power = t.abs().pow(beta - 1)
-    value = 1 - float((power * t.abs()).mean())
-    return value, power * t.sign() * (-2 * beta / h.numel())
+def regulariser(h: Tensor, beta: float) -> Tensor:
+    """Gradient in h of the mean of ``1 - |2h-1|^β`` (equation 24, divided by the number of weights)."""
+    t = h.mul(2).sub_(1)
+    sign = t.sign()
+    return t.abs_().pow_(beta - 1).mul_(sign).mul_(-2 * beta / h.numel())
 
 
 def anneal(
@@ -87,10 +87,11 @@ def anneal(
             h, slope = soft[n]
             g = grads[n] * corner.gap
             if done >= 0:
-                g = g.add_(regulariser(h, beta)[1], alpha=strength)
-            g = g.mul_(slope)
+                g.add_(regulariser(h, beta), alpha=strength)
+            g.mul_(slope)
             mean[n].lerp_(g, 0.1)
-            square[n].lerp_(g.square(), 0.001)
-            root = (square[n] / (1 - 0.999 ** (step + 1))).sqrt_().add_(1e-12)
-            v[n].addcdiv_(mean[n], root, value=-rate / (1 - 0.9 ** (step + 1)))
+            square[n].mul_(0.999).addcmul_(g, g, value=0.001)
+            bias = math.sqrt(1 - 0.999 ** (step + 1))
+            root = square[n].sqrt().add_(1e-12 * bias)
+            v[n].addcdiv_(mean[n], root, value=-rate * bias / (1 - 0.9 ** (step + 1)))
     return {n: rectified(x)[0] for n, x in v.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,6 +37,11 @@ class Room:
         """The room of a seed. Cost: two to four forwards over the frozen data."""
         drawn = limited(task.drawn(seed), limits)
         return cls(drawn, objective_of(drawn, device))
+
+    @cached_property
+    def identity(self) -> str:
+        """Digest of the float model and its data. Cost: one forward, once."""
+        return self.objective.identity
 
     def base(self, study: Study, scheme: str) -> QuantizedPoint:
         """Plain rounding: the point whose grids all arms of a scheme share."""
@@ -70,7 +76,7 @@ def run_float(room: Room, cell: Cell, store: Store) -> dict[str, Any]:
     test, losses = room.objective.judged({}, room.task.test, room.task.metric)
     write_tensors(store.losses(cell.key), {"test": losses.float()}, {"key": cell.key})
     return {
-        "identity": room.objective.identity, "validation": room.objective.loss({}), "test": test,
+        "identity": room.identity, "validation": room.objective.loss({}), "test": test,
         "metric": room.task.metric, "info": room.task.info, "kind_of_task": room.task.kind,
         "samples": room.objective.samples, "weights": space.size(room.objective.weights),
     }  # fmt: skip

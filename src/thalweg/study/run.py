@@ -110,10 +110,10 @@ def _measured(study: Study, cell: Cell, room: arms.Room, store: Store) -> dict[s
 
 def _same_model(room: arms.Room, cell: Cell, known: dict[str, dict[str, Any]]) -> None:
     before = known[cell.needs[0]].get("identity")
-    if before != room.objective.identity:
+    if before != room.identity:
         raise ThalwegError(
             f"The model or data of {cell.task} changed since the study began ({before}, now "
-            f"{room.objective.identity}). Run with --fresh, or choose another folder with --out."
+            f"{room.identity}). Run with --fresh, or choose another folder with --out."
         )
 
 
