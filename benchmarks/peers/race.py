@@ -247,6 +247,9 @@ def main() -> None:
         for r in rows(arguments.methods)
         if not arguments.only or any(r.name.startswith(word) for word in arguments.only)
     ]
+    if not chosen:
+        every = ", ".join(row.name for row in rows(arguments.methods))
+        sys.exit(f"No row begins with {', '.join(arguments.only)}. Choose from {every}.")
     lines: list[dict[str, Any]] = []
     kept = [line for line in before["rows"] if line["row"] not in {row.name for row in chosen}]
     started = time.perf_counter()
