@@ -331,7 +331,13 @@ def test_a_profile_keeps_what_it_names(tmp_path):
     assert list(kept.arms) == ["nearest", "qat"] and not kept.measures and kept.arms["qat"].rates == (0.02,)
     others = {name: None for name in PLAN["arms"] if name not in ("qat", "nearest")}
     assert read({"keep": {"arms": ["qat", "nearest"]}, "measures": None}) == read({"arms": others, "measures": None})
-    for keep, word in (({"arms": ["qta"]}, "qat"), ({"claims": ["C1"]}, "measures")):
+    wrong = (
+        ({"arms": ["qta"]}, "qat"),
+        ({"claims": ["C1"]}, "measures"),
+        (["qat"], "Write keep"),
+        ({"arms": None}, "Write keep"),
+    )
+    for keep, word in wrong:
         with pytest.raises(ThalwegError, match=word):
             read({"keep": keep})
 

@@ -242,14 +242,10 @@ def main() -> None:
     console, forecast = Console(), 0
     before = read_json(arguments.out) if arguments.only and arguments.out.is_file() else {"raw": {}, "rows": []}
     earlier = before.get("manifest", {}).get("race_seconds", 0.0)
-    chosen = [
-        r
-        for r in rows(arguments.methods)
-        if not arguments.only or any(r.name.startswith(word) for word in arguments.only)
-    ]
+    every = rows(arguments.methods)
+    chosen = [r for r in every if not arguments.only or any(r.name.startswith(word) for word in arguments.only)]
     if not chosen:
-        every = ", ".join(row.name for row in rows(arguments.methods))
-        sys.exit(f"No row begins with {', '.join(arguments.only)}. Choose from {every}.")
+        sys.exit(f"No row begins with {', '.join(arguments.only)}. Choose from {', '.join(r.name for r in every)}.")
     lines: list[dict[str, Any]] = []
     kept = [line for line in before["rows"] if line["row"] not in {row.name for row in chosen}]
     started = time.perf_counter()

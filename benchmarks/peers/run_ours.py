@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import statistics
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import curvature as bench
 from qat_step import contestants
 
 from thalweg import __version__, basin, space
-from thalweg.heap import one_heap
+from thalweg.heap import one_heap, trim
 from thalweg.objective import Objective
 from thalweg.point import QuantizedPoint, quantize
 from thalweg.scheme import Scheme
@@ -67,7 +66,7 @@ def memory(name: str, scheme: str, fit: str = "mse", *options: str) -> None:
     weights = sum(p.numel() * p.element_size() for p in objective.model.parameters())
     inside = block_activations(objective)
     hessian = max(g.columns for g in Scheme.parse(scheme, HEAD).layouts(objective.weights).values()) ** 2 * 4
-    ctypes.CDLL(None).malloc_trim(0)  # nothing freed before counts as there
+    trim()  # nothing freed before counts as there
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
     quantize(objective, scheme, name, fit=fit, keep_float=HEAD, **chosen)

@@ -102,15 +102,16 @@ def walk(objective: Objective, blocks: Sequence[Block], visit: BlockVisitor, tar
             exact_here, given_here = ([pair[k] for pair in pairs if pair[k].at == name] for k in (0, 1))
             if targets:
                 _advance(exact_here)
-            feeds = tuple(_feed(*c, outputs.get(a, c[0].x), numbers[a]) for c, (a, _) in zip(before, here, strict=True))
-            feeds = _masked([f for f in feeds if f.rows], batches)
+            ends = [outputs[a] if targets else c.x for (a, _), (c, _) in zip(here, before, strict=True)]
+            found = [_feed(*c, end, numbers[a]) for c, end, (a, _) in zip(before, ends, here, strict=True)]
+            feeds = _masked([f for f in found if f.rows], batches)
             if feeds:
                 trim()
                 stop = Stop(blocks[order[name]], exact.model.get_submodule(name), feeds)
                 _put(given.model, visit(stop))
                 del stop
             outputs.clear()
-            del waiting[name], before, feeds  # nothing of this block stays while the lanes go on
+            del waiting[name], before, ends, found, feeds  # nothing of this block stays while the lanes go on
             trim()
             _advance([*([] if targets else exact_here), *given_here])
     finally:

@@ -60,6 +60,10 @@ def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
 
 def _kept(found: Mapping[str, Any], names: Mapping[str, Collection[str]]) -> dict[str, Any]:
     """A study with some of its arms and measures only."""
+    if not isinstance(names, Mapping) or not all(isinstance(kept, list) for kept in names.values()):
+        raise ThalwegError(
+            f"A profile cannot keep {names!r}. Write keep: {{arms: [NAME, ...], measures: [NAME, ...]}}."
+        )
     out = dict(found)
     for part, kept in names.items():
         if part not in ("arms", "measures"):
