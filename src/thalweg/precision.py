@@ -15,11 +15,11 @@ PRECISIONS = ("float32", "bf16", "auto")
 
 
 def multiplies(device: torch.device) -> bool:
-    """True where bf16 products are faster than float32 ones: CUDA cards that have them, and CPUs with a matrix unit
-    (AMX). Elsewhere a CPU emulates them, hundreds of times slower."""
+    """True where bf16 products are faster than float32 ones: CUDA cards that have them, and CPUs with bf16 instructions
+    (AVX512-BF16; AMX has them too). Elsewhere a CPU emulates them, hundreds of times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_amx_tile_supported())
+    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def settled(precision: str, device: torch.device) -> str:
