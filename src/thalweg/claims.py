@@ -2,7 +2,7 @@
 
 A rule compares one figure per seed, or the paired difference of two, with a threshold. Its verdict follows from
 the interval over seeds and from a t-test, both of which must agree; the two together are stricter than
-either, which few seeds need (see ``statistics.bca``).
+either, which few seeds need (see ``bootstrap.bca``).
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import MISSING, dataclass, fields
 from fnmatch import fnmatchcase
 from typing import Any
 
+from .bootstrap import Interval, bca
 from .errors import ThalwegError
-from .statistics import Interval, bca, holm, paired
+from .statistics import holm, paired
 
 COMPARISONS = (">", "<", "equivalent")
 OUTCOMES = ("supported", "refuted", "undecided")

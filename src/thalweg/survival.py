@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from .bootstrap import finite
 from .errors import ThalwegError
-from .statistics import finite, scipy_stats
+from .statistics import scipy_stats
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from thalweg.files import write_tensors
 from thalweg.grid import Grid, ste
 from thalweg.objective import Objective
 from thalweg.point import QuantizedPoint, quantize
-from thalweg.scheme import EXAMPLES, Scheme
+from thalweg.rule import EXAMPLES
+from thalweg.scheme import Scheme
 
 WORDS = tuple(str(Scheme.parse(word).padded()) for word in EXAMPLES)
 """Every scheme word that the command line names, padded where it has groups."""

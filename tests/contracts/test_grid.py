@@ -14,7 +14,8 @@ from thalweg.errors import ThalwegError
 from thalweg.formats import E4M3, E5M2, SCALE_BITS, TINY, power_of_two, snap
 from thalweg.grid import Grid, Layout, ste
 from thalweg.point import quantize
-from thalweg.scheme import Rule, Scheme, importance, refit
+from thalweg.rule import Rule
+from thalweg.scheme import Scheme, importance, refit
 
 SCHEMES = (
     "w8", "w4", "w3", "w2", "w1", "w4r", "w2h", "w4t", "w3a", "w4g4", "w4g4a", "w3g5p", "w4b2x4p", "w4g4@f16",

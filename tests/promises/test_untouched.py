@@ -8,7 +8,8 @@ import torch
 
 from tests.conftest import small_batches, small_net, tiny_llama, tiny_tokens
 from thalweg import basin, curvature, space
-from thalweg.diagnosis import Thresholds, diagnose, local_objectives, planned_cost
+from thalweg.certificate import local_objectives
+from thalweg.diagnosis import Thresholds, diagnose, planned_cost
 from thalweg.objective import Objective
 from thalweg.point import quantize
 from thalweg.train import Recipe, train

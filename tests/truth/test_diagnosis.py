@@ -9,7 +9,8 @@ from torch import nn
 
 from tests.conftest import small_batches, small_net
 from thalweg import catalog, space
-from thalweg.diagnosis import Certificate, Search, Thresholds, conclude, diagnose, judge, local_objectives
+from thalweg.certificate import Certificate, local_objectives
+from thalweg.diagnosis import Search, Thresholds, conclude, diagnose, judge
 from thalweg.objective import Objective
 from thalweg.point import QuantizedPoint, quantize
 from thalweg.train import Recipe, train

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from thalweg.bootstrap import bca, nested
 from thalweg.errors import ThalwegError
-from thalweg.statistics import bca, holm, nested, paired, slope
+from thalweg.statistics import holm, paired, slope
 from thalweg.survival import logrank, restricted_mean
 
 SKEWED = [0.125, 0.25, 0.375, 0.5, 1.75, 0.3125, 0.875]  # sums without rounding: ties are ties
@@ -35,7 +36,7 @@ def test_bca_takes_any_function_and_the_same_seed_gives_the_same_bits():
 
 def test_blocks_do_not_change_the_draws(monkeypatch):
     whole = bca(SKEWED, resamples=500)
-    monkeypatch.setattr("thalweg.statistics.BLOCK", 21)
+    monkeypatch.setattr("thalweg.bootstrap.BLOCK", 21)
     assert bca(SKEWED, resamples=500) == whole
 
 

@@ -47,10 +47,10 @@ def list_(
     from rich.table import Table
 
     from .. import catalog
-    from .. import scheme as schemes
+    from ..rule import EXAMPLES
 
     found = {f: {n: catalog.summary(f, n) for n in catalog.names(f)} for f in catalog.FOLDERS}
-    found["schemes"] = dict.fromkeys(schemes.EXAMPLES, "")
+    found["schemes"] = dict.fromkeys(EXAMPLES, "")
     if as_json:
         emit(True, found)
         return

@@ -10,8 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..bootstrap import Interval
 from ..claims import Rule, Verdict
-from ..statistics import Interval
 from .claims import claims_page
 from .facts import number
 from .figures import Picture

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import basin, diagnosis, river, space
+from .. import basin, certificate, river, space
 from ..geometry import barrier, measure, nearby, sight, tangent, width
 from ..objective import Objective
 from ..point import QuantizedPoint
@@ -53,7 +53,7 @@ class Kind:
 
 def _geometry(scene: Scene) -> dict[str, Any]:
     found = measure.measure(scene.objective, scene.points, seed=scene.seed, progress=scene.progress)
-    local = diagnosis.local_objectives(scene.objective, list(scene.points.values()))
+    local = certificate.local_objectives(scene.objective, list(scene.points.values()))
     return {**found, "local": dict(zip(scene.points, local, strict=True))}
 
 

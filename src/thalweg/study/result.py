@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..bootstrap import bca, nested
 from ..claims import Verdict, judge
 from ..errors import ThalwegError
 from ..files import write_json
 from ..provenance import manifest
-from ..statistics import bca, nested
 from ..task import Progress, silent
 from .arms import sample_losses
 from .cells import Cell, Store, cells

@@ -56,8 +56,8 @@ def cifar10(
     ``at``: the epoch whose state is the model (0: the last), one of those in ``keep`` (``"100,180"``). ``epochs``: 0
     for the recipe's. ``ema``: decay of an average of the weights that replaces them (0: none). ``device``: where it
     trains; ``cuda`` is faster, in bf16, and gives weights of its own. ``precision``: of training; ``auto`` is bf16
-    where the hardware multiplies it fast (CUDA, CPUs with bf16 instructions: ResNet-56 twice as fast), else float32; empty is float32
-    on a CPU. Weights that are taken as they are have no epochs, and nothing of this applies to them.
+    where the hardware multiplies it fast (CUDA, CPUs with bf16 instructions: ResNet-56 twice as fast), else float32;
+    empty is float32 on a CPU. Weights that are taken as they are have no epochs, and nothing of this applies to them.
 
     Raises:
         ThalwegError: an unknown size, data absent or damaged, a checkpoint that does not fit, an epoch not kept.

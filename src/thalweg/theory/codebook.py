@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ThalwegError
+from ..formats import E2M1, NF4
 from ..grid import Grid
-from ..scheme import E2M1, NF4
 
 
 def lsbq(bits: int, sizes: tuple[float, ...]) -> tuple[float, ...]:
