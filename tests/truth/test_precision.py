@@ -1,5 +1,7 @@
 """Training in bf16: gradients near those in float32, everything that is kept in float32, no emulation unasked."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -24,6 +26,13 @@ def fast(monkeypatch):
 @pytest.fixture
 def slow(monkeypatch):
     monkeypatch.setattr(precision, "multiplies", lambda device: False)
+
+
+def test_a_cpu_multiplies_bf16_where_it_has_the_instructions():
+    about = Path("/proc/cpuinfo")
+    if not about.exists() or "avx2" not in (flags := about.read_text().split()):
+        pytest.skip("no x86 CPU that lists its instructions")
+    assert precision.multiplies(CPU) == ("avx512_bf16" in flags)
 
 
 def images():
