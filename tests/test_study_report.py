@@ -168,7 +168,8 @@ def test_several_studies_share_a_page_and_a_table(tmp_path):
     )
     page.write_text(joined_page(page, "a", part.format("a", "| C2 | Margins tell. | 3 | 0 | 4 |\n")))
     text = page.read_text()
-    assert "| C2 | Margins tell. | **4/2/4** | 3/0/4 | 1/2/0 |\n| C10 | Last. | **0/0/1** |  | 0/0/1 |" in text
+    assert "| C2 | Margins tell. | **4/2/4** |\n| C10 | Last. | **0/0/1** |" in text
+    assert "| study | C2 | C10 |" in text and "| [a](#a) | 3/0/4 |  |\n| [b](#b) | 1/2/0 | 0/0/1 |" in text
     assert text.index("## a") < text.index("## b")
     again = joined_page(page, "a", part.format("a", "| C2 | Margins tell. | 0 | 7 | 0 |\n"))
     assert "**1/9/0**" in again and "3/0/4" not in again and again.count("## a\n") == 1

@@ -40,26 +40,28 @@ COUNTS = re.compile(r"^\| (C\d+) \| (.*?) \| (\d+) \| (\d+) \| (\d+) \|$", re.MU
 
 
 def overview(parts: Mapping[str, str]) -> str:
-    """All studies of a page in one table, from their own: supported, refuted and undecided by claim and study."""
+    """What all studies of a page found, from their own tables: claims with their sums, then every study by claim."""
     words: dict[str, str] = {}
-    found: dict[str, dict[str, list[int]]] = {}
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
     for study, text in sorted(parts.items()):
         for claim, says, *counts in COUNTS.findall(text):
             words.setdefault(claim, says)
-            found.setdefault(claim, {})[study] = [int(n) for n in counts]
-    if not found:
+            found.setdefault(study, {})[claim] = tuple(map(int, counts))
+    claims = sorted(words, key=lambda c: int(c[1:]))
+    if not claims:
         return ""
-    studies = sorted(parts)
-    total = lambda claim: [sum(c) for c in zip(*found[claim].values(), strict=True)]
-    shown = lambda counts: "/".join(map(str, counts)) if counts else ""
+    shown = lambda counts: "/".join(map(str, counts))
+    total = lambda claim: [sum(c) for c in zip(*(f[claim] for f in found.values() if claim in f), strict=True)]
     lines = [
-        "Pairs of task and scheme on which a claim is supported/refuted/undecided:\n",
-        "| claim | says | all | " + " | ".join(f"[{s}](#{s})" for s in studies) + " |",
-        "|---|---|---|" + "---|" * len(studies),
+        "Pairs of task and scheme on which a claim is supported/refuted/undecided, in all studies:\n",
+        "| claim | says | s/r/u |",
+        "|---|---|---|",
+        *(f"| {claim} | {words[claim]} | **{shown(total(claim))}** |" for claim in claims),
+        "\nand in each:\n",
+        "| study | " + " | ".join(claims) + " |",
+        "|---|" + "---|" * len(claims),
+        *(f"| [{s}](#{s}) | " + " | ".join(shown(found[s].get(c, ())) for c in claims) + " |" for s in sorted(found)),
     ]
-    for claim in sorted(found, key=lambda c: int(c[1:])):
-        each = " | ".join(shown(found[claim].get(s)) for s in studies)
-        lines.append(f"| {claim} | {words[claim]} | **{shown(total(claim))}** | {each} |")
     return "\n".join(lines) + "\n\n"
 
 
