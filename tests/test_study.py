@@ -107,6 +107,20 @@ def test_every_cell_has_its_figures(done):
     assert "forecast.agrees" in table[TOY, "all"] and "rest.loss" not in table[TOY, "w3"]
 
 
+def test_a_network_for_every_seed(tmp_path):
+    plan = parse({"name": "each", "tasks": ["matrix:12"], "networks": "each", "schemes": ["w3"], "seeds": [0, 1, 2],
+                  "minimum_seeds": 3, "arms": {"nearest": {"method": "nearest"}}, "claims": []})  # fmt: skip
+    result = study(plan, tmp_path)
+    floats = [read_json(tmp_path / "cells" / f"{c.key}.json") for c in cells(plan) if c.kind == "float"]
+    losses = [f["test"]["loss"] for f in floats]
+    assert len(set(losses)) == 3 and len({f["identity"] for f in floats}) == 3
+    found = result["floats"]["matrix:12"]
+    assert found["networks"] == 3 and found["test"]["loss"] == pytest.approx(sum(losses) / 3)
+    write_study_report(result, tmp_path)
+    assert "mean of 3 networks" in (tmp_path / "report.html").read_text()
+    assert "| float | 3 networks |" in (tmp_path / "claims.md").read_text()
+
+
 def test_nothing_is_done_twice_and_what_is_lost_is_done_again(done, tmp_path):
     result, folder = done
     again = tmp_path / "again"

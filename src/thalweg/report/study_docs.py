@@ -126,7 +126,9 @@ def arms_markdown(result: Mapping[str, Any]) -> str:
     lines = ["| task | scheme | arm | test loss | metric | rise | share of QAT's gain | bits per weight | s |",
              "|---|---|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
     for task, found in result["floats"].items():
-        lines.append(f"| {task_label(result, task)} | float | | {number(found['test']['loss'], 4)} | "
+        count = found.get("networks", 1)
+        arm = f"{count} networks" if count > 1 else ""
+        lines.append(f"| {task_label(result, task)} | float | {arm} | {number(found['test']['loss'], 4)} | "
                      f"{float_metric(found)} | | | | |")  # fmt: skip
         for row in (r for r in result["arms"] if r["task"] == task):
             cells = [text.text for text in arm_cells(row)[2:]]

@@ -184,9 +184,10 @@ def _task(result: Mapping[str, Any], task: str, pictures: list[Picture]) -> str:
     found = result["floats"].get(task)
     if found is None:
         return f'<section id="{slug(task)}" class="task"><h2>{escape(task)}</h2><p>Nothing is done yet.</p></section>'
-    test = found["test"]
+    test, networks = found["test"], found.get("networks", 1)
+    mean = f" (mean of {networks} networks)" if networks > 1 else ""
     facts = (
-        f"{found['weights']:,} weights can be quantized; float weights: test loss {number(test['loss'], 4)}, "
+        f"{found['weights']:,} weights can be quantized; float weights{mean}: test loss {number(test['loss'], 4)}, "
         f"{float_metric(found)}; judged on {found['samples']:,} frozen samples, "
         f"figures from {test['samples']:,} test samples."
     )

@@ -60,7 +60,7 @@ def study(
                  "arms": {n: a.train or a.method for n, a in plan.arms.items()},
                  "measures": {n: {**m.roles, **m.options} for n, m in plan.measures.items()}},
         "claims": [{**c, "verdicts": [asdict(v) for v in verdicts.get(c["claim"], [])]} for c in plan.claims],
-        "floats": {c.task: done[c.key] for c in every if c.kind == "float" and c.key in done},
+        "floats": float_models(every, done),
         "arms": summary(plan, table, paired_samples(every, done, store)),
         "quantities": {f"{task}|{scheme}": values for (task, scheme), values in table.items() if values},
         "evidence": evidence(every, done),
@@ -73,6 +73,23 @@ def study(
     write_json(store.folder / "study.json", result)
     write_json(store.folder / "manifest.json", result["manifest"])
     return result
+
+
+def float_models(every: Sequence[Cell], done: Mapping[str, Any]) -> dict[str, Any]:
+    """The float model of every task. Where each seed has a network of its own: what the first says of itself, the means
+    of the test figures (perplexity: of the mean loss), and the number of ``networks``."""
+    found: dict[str, list[Any]] = {}
+    for cell in every:
+        if cell.kind == "float" and cell.key in done:
+            found.setdefault(cell.task, []).append(done[cell.key])
+    out = {}
+    for task, models in found.items():
+        tests = [m["test"] for m in models]
+        test = {**tests[0], **{k: float(np.mean([t[k] for t in tests])) for k in ("loss", "accuracy") if k in tests[0]}}
+        if "perplexity" in test:
+            test["perplexity"] = float(np.exp(test["loss"]))
+        out[task] = {**models[0], "test": test, "networks": len(models)}
+    return out
 
 
 def judged(plan: Study, table: Figures) -> dict[str, list[Verdict]]:
