@@ -17,18 +17,20 @@ def forward():
     return sum(float(t[0, 0]) for t in kept)
 for _ in range(8):
     forward()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+each = []
 for _ in range(8):
+    before = faults()
     forward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    each.append(faults() - before)
+print(sorted(each)[4])  # a system short of memory may take pages away before one of them
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_what_was_freed_is_not_asked_for_again():
     faults = lambda how: int(subprocess.check_output([sys.executable, "-c", FAULTS, how]))
-    # of eight forwards none should fault; a system short of memory may take the pages away between two of them
-    assert faults("one") < 0.5 * faults("usual")
+    assert faults("one") < 0.1 * faults("usual")
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
