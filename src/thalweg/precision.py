@@ -19,7 +19,8 @@ def multiplies(device: torch.device) -> bool:
     (AVX512-BF16; AMX has them too). Elsewhere a CPU emulates them, hundreds of times slower."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and bool(torch.cpu._is_avx512_bf16_supported())
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # not public: where torch drops it, the answer is no
+    return device.type == "cpu" and bool(asked())
 
 
 def settled(precision: str, device: torch.device) -> str:
