@@ -117,12 +117,22 @@ def test_sentences_hold_the_numbers():
     assert "rounding ends at" in text and "passes the tolerance in 5 of 5 seeds; GPTQ" in text
     assert "In 5 of 5 seeds the deployed loss ends within" in study.trajectories(trajectories()).sentence
     text = study.replanting(replanting()).sentence
-    assert "5 of 5 seeds come within the tolerance of 0.049 nats, at a median of 100 % of the flips" in text
-    assert "median rise is 0.0200 nats; as many random flips give 4." in text
+    assert "5 of 5 seeds come within the tolerance of 0.049, at a median of 100 % of the flips" in text
+    assert "median rise in nats is 0.0200; as many random flips give 4." in text
     text = study.recovery_time(recovery_time()).sentence
     assert (
         "w3: 25 of 25 runs recover within 2000 steps, slope −0.990 [−1.02, −0.950]" in text and "w2: 20 of 25" in text
     )
+
+
+@pytest.mark.parametrize("draw, data", [(study.profiles, profiles), (study.trajectories, trajectories),
+                                        (study.replanting, replanting)])  # fmt: skip
+def test_losses_that_are_not_in_nats_are_not_called_so(draw, data):
+    """A task says what its loss is in; the axis and the sentence say the same."""
+    picture = draw({**data(), "unit": "squared Frobenius norm"})
+    assert "squared Frobenius norm" in picture.sentence and "nats" not in picture.sentence
+    other = draw(data())
+    assert "nats" in other.sentence and other.png != picture.png
 
 
 def test_figures_stand_gaps():

@@ -15,7 +15,7 @@ from .style import COLOURS, GREY, INK, PAPER, look
 TICKS = (-10, -3, -1, -0.3, -0.1, -0.03, 0, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 1000)
 
 
-def rise_axis(axes: Any, rises: list[float], tolerance: float, label: bool = True) -> None:
+def rise_axis(axes: Any, rises: list[float], tolerance: float, label: bool = True, unit: str = "nats") -> None:
     """A vertical axis of loss rises, with the tolerance line and the band below it."""
     low = min([*rises, 0.0])
     bottom = -0.4 * tolerance if low >= -0.3 * tolerance else low * 1.4
@@ -28,7 +28,7 @@ def rise_axis(axes: Any, rises: list[float], tolerance: float, label: bool = Tru
     axes.axhspan(bottom, tolerance, color=COLOURS["recovered"], alpha=0.10, linewidth=0)
     axes.axhline(tolerance, color=INK, linewidth=0.9, linestyle=(0, (5, 3)))
     if label:
-        axes.set_ylabel("loss above the float weights, nats")
+        axes.set_ylabel(f"loss above the float weights, {unit}")
 
 
 def plain_log(axis: Any) -> None:

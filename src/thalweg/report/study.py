@@ -1,8 +1,9 @@
 """Figures of a study over seeds: each takes one plain dictionary and gives a picture with its sentence.
 
 Everything that says *per seed* is a list over seeds in one order; a value that is missing or not finite is None
-and is counted in the sentence. Losses are rises above the float weights in nats. The sentences describe the
-points drawn and judge nothing: verdicts are those of ``claims``. A figure takes about half a second.
+and is counted in the sentence. Losses are rises above the float weights, in the ``unit`` of the data, nats where it
+has none. The sentences describe the points drawn and judge nothing: verdicts are those of ``claims``. A figure takes
+about half a second.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def profiles(data: dict[str, Any], name: str = "profiles") -> Picture:
             f"{label} ends at {'no finite value' if end is None else number(end)} and "
             f"passes the tolerance in {left} of {len(runs)} seeds"
         )
-    text = f"Median rise at the point, nats: {'; '.join(parts)} (tolerance {data['tolerance']:.3f})."
+    text = f"Median rise at the point, in {_unit(data)}: {'; '.join(parts)} (tolerance {data['tolerance']:.3f})."
     return _picture(name, "", "profiles", (6.8, 4.3), text, study_lines.profiles, data)
 
 
@@ -92,8 +93,8 @@ def trajectories(data: dict[str, Any], name: str = "trajectories") -> Picture:
     ends = {key: _middle([run[key][-1] for run in runs]) for key in ("deployed", "latent")}
     shown = listing([f"{k} {'not finite' if v is None else number(v)}" for k, v in ends.items()])
     text = (
-        f"In {inside} of {len(runs)} seeds the deployed loss ends within the tolerance of {tolerance:.3f} nats. "
-        f"Median rise at the end, nats: {shown}."
+        f"In {inside} of {len(runs)} seeds the deployed loss ends within the tolerance of {tolerance:.3f}. "
+        f"Median rise at the end, in {_unit(data)}: {shown}."
     )
     return _picture(name, "", "trajectories", (7.4, 4.3), text, study_lines.trajectories, data)
 
@@ -108,10 +109,10 @@ def replanting(data: dict[str, Any], name: str = "replanting") -> Picture:
     first = [next((s for s, r in zip(shares, row, strict=True) if r is not None and r <= tolerance), None)
              for row in data["ordered"]]  # fmt: skip
     came = [s for s in first if s is not None]
-    text = f"Planted in order, {len(came)} of {len(first)} seeds come within the tolerance of {tolerance:.3f} nats"
+    text = f"Planted in order, {len(came)} of {len(first)} seeds come within the tolerance of {tolerance:.3f}"
     text += f", at a median of {100 * statistics.median(came):.0f} % of the flips" if came else ""
     ends = [_middle([row[-1] for row in data.get(k) or []]) for k in ("ordered", "random")]
-    text += f". With all flips planted the median rise is {_or(ends[0])}"
+    text += f". With all flips planted the median rise in {_unit(data)} is {_or(ends[0])}"
     text += f"; as many random flips give {_or(ends[1])}." if data.get("random") else "."
     return _picture(name, "", "replanting", (6.8, 4.3), text, study_lines.replanting, data)
 
@@ -152,8 +153,12 @@ def _middle(values: Values) -> float | None:
     return found if math.isfinite(found) else None
 
 
+def _unit(data: dict[str, Any]) -> str:
+    return str(data.get("unit", "nats"))
+
+
 def _or(value: float | None) -> str:
-    return "not finite" if value is None else f"{number(value)} nats"
+    return "not finite" if value is None else number(value)
 
 
 def _lost(count: int) -> str:

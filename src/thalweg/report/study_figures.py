@@ -35,7 +35,8 @@ def task_figures(result: Mapping[str, Any], task: str) -> list[Picture]:
     if times:
         out.append(study.recovery_time(_times(times), f"{name}-recovery-time"))
     for scheme in plan["schemes"]:
-        out += _of_scheme(here, scheme, f"{name}-{slug(scheme)}", tolerance)
+        common = {"tolerance": tolerance, "unit": unit(result, task)}
+        out += _of_scheme(here, scheme, f"{name}-{slug(scheme)}", common)
     return out
 
 
@@ -52,7 +53,8 @@ def unit(result: Mapping[str, Any], task: str) -> str:
     return str(result["floats"].get(task, {}).get("info", {}).get("unit", "nats"))
 
 
-def _of_scheme(here: Evidence, scheme: str, name: str, tolerance: float) -> list[Picture]:
+def _of_scheme(here: Evidence, scheme: str, name: str, common: dict[str, Any]) -> list[Picture]:
+    """``common``: tolerance and unit of the losses, which every figure of them takes."""
     found: list[tuple[Any, dict[str, Any], str]] = []
     if (scheme, "geometry") in here:
         ways: dict[str, list[dict[str, Any]]] = {}
@@ -60,15 +62,15 @@ def _of_scheme(here: Evidence, scheme: str, name: str, tolerance: float) -> list
             for role, part in item["figures"]["points"].items():
                 way = part["profile"]
                 ways.setdefault(ROLE.get(role, role), []).append({"t": way["t"], "rise": way["rise"]})
-        found.append((study.profiles, {"ways": ways, "tolerance": tolerance}, "profiles"))
+        found.append((study.profiles, {"ways": ways, **common}, "profiles"))
     if (scheme, "nearby") in here:
-        found.append((study.replanting, _replanting(here[scheme, "nearby"], tolerance), "replanting"))
+        found.append((study.replanting, {**_replanting(here[scheme, "nearby"]), **common}, "replanting"))
     if (scheme, "slices") in here:
         draws = here[scheme, "slices"][0]["figures"]["draws"]
-        found.append((planes.slices, {"draws": draws, "tolerance": tolerance}, "slices"))
+        found.append((planes.slices, {"draws": draws, **common}, "slices"))
     if (scheme, "qat") in here:
         runs = [_run(item["figures"]) for item in here[scheme, "qat"]]
-        found.append((study.trajectories, {"runs": runs, "tolerance": tolerance}, "trajectories"))
+        found.append((study.trajectories, {"runs": runs, **common}, "trajectories"))
     out = []
     for draw, data, kind in found:
         picture = draw(data, f"{name}-{kind}")
@@ -103,7 +105,7 @@ def _times(times: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     }
 
 
-def _replanting(items: Sequence[Mapping[str, Any]], tolerance: float) -> dict[str, Any]:
+def _replanting(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ordered, random = [], []
     for item in items:
         figures = item["figures"]
@@ -113,4 +115,4 @@ def _replanting(items: Sequence[Mapping[str, Any]], tolerance: float) -> dict[st
         control = [r["losses"] for r in figures["random"]]
         random.append([start - base, *(sum(at) / len(control) - base for at in zip(*control, strict=True))])
     shares = [0.0, *items[0]["figures"]["replant"]["shares"]]
-    return {"shares": shares, "ordered": ordered, "random": random, "tolerance": tolerance}
+    return {"shares": shares, "ordered": ordered, "random": random}

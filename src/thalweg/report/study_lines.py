@@ -18,7 +18,7 @@ def profiles(figure: Any, data: dict[str, Any]) -> None:
     axes, ways = figure.subplots(), data["ways"]
     rises = finite(r for runs in ways.values() for run in runs for r in run["rise"])
     right = max(t for runs in ways.values() for run in runs for t in run["t"])
-    _losses(axes, rises, data["tolerance"], left=True)
+    _losses(axes, rises, data, left=True)
     for place, (label, runs) in enumerate(ways.items()):
         _bundle(axes, [(run["t"], run["rise"]) for run in runs], HUES[place % len(HUES)], label)
     axes.axvline(1, color=GREY, linewidth=1.0, zorder=1)
@@ -30,7 +30,7 @@ def profiles(figure: Any, data: dict[str, Any]) -> None:
 def trajectories(figure: Any, data: dict[str, Any]) -> None:
     """Latent and deployed loss of every run."""
     axes, runs = figure.subplots(), data["runs"]
-    _losses(axes, finite(r for run in runs for k in ("latent", "deployed") for r in run[k]), data["tolerance"])
+    _losses(axes, finite(r for run in runs for k in ("latent", "deployed") for r in run[k]), data)
     for key, colour, label in (
         ("latent", COLOURS["float"], "latent (hidden float weights)"),
         ("deployed", COLOURS["recovered"], "deployed (what would be shipped)"),
@@ -45,7 +45,7 @@ def replanting(figure: Any, data: dict[str, Any]) -> None:
     """The flips in their order, and as many random ones."""
     axes, shares = figure.subplots(), [100 * s for s in data["shares"]]
     both = [(k, data.get(k) or []) for k in ("ordered", "random")]
-    _losses(axes, finite(r for _, rows in both for row in rows for r in row), data["tolerance"], left=True)
+    _losses(axes, finite(r for _, rows in both for row in rows for r in row), data, left=True)
     for key, rows in both:
         colour = COLOURS["recovered"] if key == "ordered" else GREY
         label = "flips of QAT, nearest to the threshold first" if key == "ordered" else "random flips (control)"
@@ -99,9 +99,10 @@ def recovery_time(figure: Any, data: dict[str, Any]) -> None:
     _legend(axes)
 
 
-def _losses(axes: Any, rises: list[float], tolerance: float, left: bool = False) -> None:
+def _losses(axes: Any, rises: list[float], data: dict[str, Any], left: bool = False) -> None:
     """The common axis; the name of the tolerance stands at the end where fewer lines pass."""
-    rise_axis(axes, rises or [1.0], tolerance)
+    tolerance = data["tolerance"]
+    rise_axis(axes, rises or [1.0], tolerance, unit=data.get("unit", "nats"))
     tolerance_label(axes, tolerance, 0.01 if left else 0.995, "left" if left else "right")
     axes.texts[-1].set_bbox({"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
     axes.texts[-1].set_zorder(5)

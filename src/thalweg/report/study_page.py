@@ -19,7 +19,7 @@ from .claims import effect, not_measured, p_text
 from .facts import number
 from .figures import Picture, slug
 from .study_docs import arm_cells, claims_text, float_metric, joined_page, pixels, verdicts_of
-from .study_figures import task_figures, task_label
+from .study_figures import task_figures, task_label, unit
 from .study_times import recovery_table
 from .style import escape
 from .tables import Cell
@@ -97,7 +97,7 @@ def _measured(result: Mapping[str, Any], task: str) -> str:
         if any(values.values()):
             mean = {s: sum(v) / len(v) if v else None for s, v in values.items()}
             cells = [Cell("" if mean[s] is None else number(mean[s]), mean[s]) for s in schemes]
-            lines.append([Cell(words, words, meaning), *cells])
+            lines.append([Cell(words, words, unit(result, task) if meaning == "nats" else meaning), *cells])
     if not lines:
         return ""
     heads = [("measured", "mean over seeds"), *((s, "") for s in schemes)]
@@ -108,7 +108,7 @@ COLUMNS = (
     ("scheme", "levels and scales"), ("arm", "how the point was found"),
     ("test loss", "mean over seeds, 95 % interval"),
     ("metric", "accuracy or perplexity"),
-    ("rise", "test loss above the float model, nats; interval over seeds and samples"),
+    ("rise", "test loss above the float model; interval over seeds and samples"),
     ("share of QAT's gain", "of the gap between plain rounding and QAT"), ("bits per weight", "scales included"),
     ("s", "seconds on one thread"),
 )  # fmt: skip
@@ -185,10 +185,11 @@ def _task(result: Mapping[str, Any], task: str, pictures: list[Picture]) -> str:
     if found is None:
         return f'<section id="{slug(task)}" class="task"><h2>{escape(task)}</h2><p>Nothing is done yet.</p></section>'
     test, networks = found["test"], found.get("networks", 1)
+    metric = f"{float_metric(found)}; " if float_metric(found) else ""
     mean = f" (mean of {networks} networks)" if networks > 1 else ""
     facts = (
-        f"{found['weights']:,} weights can be quantized; float weights{mean}: test loss {number(test['loss'], 4)}, "
-        f"{float_metric(found)}; judged on {found['samples']:,} frozen samples, "
+        f"{found['weights']:,} weights can be quantized; float weights{mean}: test loss {number(test['loss'], 4)} "
+        f"({unit(result, task)}); {metric}judged on {found['samples']:,} frozen samples, "
         f"figures from {test['samples']:,} test samples."
     )
     rows = [arm_cells(r) for r in result["arms"] if r["task"] == task]
