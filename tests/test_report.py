@@ -162,6 +162,13 @@ def test_missing_optional_keys_are_tolerated(tmp_path):
     assert write_report(bare, tmp_path).is_file()
 
 
+def test_a_loss_that_is_not_in_nats_is_said_on_the_page(tmp_path):
+    other = survey()
+    assert "wherever nats" not in write_report(other, tmp_path).read_text()
+    other["tasks"][0]["info"] = {"unit": "squared Frobenius norm"}
+    assert "the loss is in squared Frobenius norm, wherever nats" in write_report(other, tmp_path).read_text()
+
+
 def test_report_again_from_a_run_folder(tmp_path):
     with pytest.raises(ThalwegError, match=r"no survey\.json"):
         report_run(tmp_path)

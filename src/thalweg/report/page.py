@@ -133,6 +133,8 @@ def _facts(task: dict[str, Any]) -> str:
     parts.append(f"float weights: test loss {loss_text(test.get('loss'))}" + (f", {metric} {shown}" if shown else ""))
     parts.append(f"judged on {task['samples']:,} frozen validation samples" if task.get("samples") else "")
     parts.append(f"figures from {test['samples']:,} test samples" if test.get("samples") else "")
+    if unit := (task.get("info") or {}).get("unit"):
+        parts.append(f"the loss is in {unit}, wherever nats are spoken of")
     if task.get("noise_nats") is not None:
         parts.append(f"noise between two passes {task['noise_nats']:.2g} nats")
     return blocks.words("; ".join(p for p in parts if p)) + "."
