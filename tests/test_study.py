@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -105,6 +106,19 @@ def test_every_cell_has_its_figures(done):
     assert all([d["against"] for d in draws] == ["random", "steepest 1"] for draws in planes) and len(planes) == 2
     assert here["sight.overlap.float-rounded"][0] is None and here["sight.overlap.float-rounded"][1] is not None
     assert "forecast.agrees" in table[TOY, "all"] and "rest.loss" not in table[TOY, "w3"]
+
+
+@pytest.mark.parametrize("order", [["w3", "w2"], ["w2", "w3"]])
+def test_times_are_compared_whatever_the_order_of_the_schemes(order):
+    """4 steps at w3 and 8 at w2 at one rate, 3 and 3 at the other: mean log ratio of -log(2)/2, for both seeds."""
+    plan = parse({**PLAN, "schemes": order, "measures": {"times": PLAN["measures"]["times"] | {"schemes": order}}})
+    halves = {"w3": {"0.05": 4.0, "0.2": 3.0}, "w2": {"0.05": 8.0, "0.2": 3.0}}
+    have = {c.key: {"test": {"loss": 3.0}, "validation": 3.0} for c in cells(plan) if c.what == "nearest"}
+    have |= {c.key: {"test": {"loss": 1.0}, "validation": 1.0} for c in cells(plan) if c.kind == "float"}
+    have |= {c.key: {"half": halves[c.scheme]} for c in cells(plan) if c.what == "times"}
+    found = figures(plan, have)[TOY, "all"]
+    assert found["times.log_ratio.w3.w2"] == pytest.approx([-math.log(2) / 2] * 2)
+    assert found["times.log_ratio.w2.w3"] == pytest.approx([math.log(2) / 2] * 2)
 
 
 def test_a_network_for_every_seed(tmp_path):

@@ -8,7 +8,7 @@ lost, in points. ``ARM.closed``: share of the test-loss gap between plain roundi
 ``best.rise``: of the arm that is lowest on frozen data among those that keep the grid and all other parameters.
 ``forecast.agrees``: share of schemes and arms in which margin below 1 (random directions) and failure (rise above the
 tolerance on frozen data) go together. ``times.*``: only where plain rounding failed. ``times.log_ratio.A.B``: mean log
-of the time on scheme A over that on B.
+of the time on scheme A over that on B, for any two schemes, whatever their order in the study.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -138,13 +138,13 @@ def _across(study: Study, schemes: Mapping[str, Mapping[str, list[float | None]]
                     hits.append((margin < 1) == (rise > study.tolerance_nats))
         agrees.append(float(np.mean(hits)) if hits else None)
     out: dict[str, list[float | None]] = {"forecast.agrees": agrees} if any(a is not None for a in agrees) else {}
-    for coarse, fine in pairwise(schemes):
-        rates = [n for n in schemes[coarse] if n.startswith("times.half.") and n in schemes[fine]]
+    for one, other in permutations(schemes, 2):
+        rates = [n for n in schemes[one] if n.startswith("times.half.") and n in schemes[other]]
         ratios: list[float | None] = []
         for i in range(count):
-            pairs = [(schemes[coarse][n][i], schemes[fine][n][i]) for n in rates]
+            pairs = [(schemes[one][n][i], schemes[other][n][i]) for n in rates]
             seen = [math.log(a / b) for a, b in pairs if a and b]
             ratios.append(float(np.mean(seen)) if seen else None)
         if any(r is not None for r in ratios):
-            out[f"times.log_ratio.{coarse}.{fine}"] = ratios
+            out[f"times.log_ratio.{one}.{other}"] = ratios
     return out
