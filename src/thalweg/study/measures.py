@@ -4,7 +4,7 @@
 from a found point, replanted and in random places. ``barriers``: along segments, with BatchNorm statistics kept and
 renewed. ``forecast``: margins from random directions alone, before anything is rounded. ``sight``: steep directions at
 the float point, half way and at the failed point. ``slices``: loss planes. ``times``: recovery time against the
-learning rate. ``river``: candidates for the river's direction.
+learning rate (``until: half`` ends the runs there). ``river``: candidates for the river's direction.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import basin, certificate, river, space
+from ..errors import unknown
 from ..geometry import barrier, measure, nearby, sight, tangent, width
 from ..objective import Objective
 from ..point import QuantizedPoint
@@ -140,18 +141,31 @@ def _widths(scene: Scene) -> dict[str, Any]:
 
 
 def _times(scene: Scene) -> dict[str, Any]:
-    objective, options = scene.objective, scene.options
-    runs = []
+    """Training at constant rates, in rms grid steps per update: for plain SGD those of its first update on the frozen
+    data, so that equal rates are equal speeds at the start, for either optimizer and on any grid."""
+    objective, begin, options = scene.objective, scene.points["begin"], scene.options
+    if options["until"] not in ("recovered", "half"):
+        raise unknown("end of the runs of times", options["until"], ("recovered", "half"))
+    base, runs = objective.loss({}), []
+    rise = objective.loss(begin.deployed) - base
+    halfway = options["until"] == "half"
+    first = 1.0
+    if options["optimizer"] == "sgd":
+        gradient = objective.gradient(begin.deployed)[1]
+        first = space.rms({n: gradient[n] for n in begin.step}, begin.step)
     for rate in options["rates"]:
         recipe = Recipe(
-            steps=options["steps"], lr=rate, schedule="constant", check_every=options["check_every"], stop=True,
+            steps=options["steps"], lr=rate / first, schedule="constant", check_every=options["check_every"], stop=True,
             patience=options["patience"], seed=scene.seed, optimizer=options["optimizer"], average=0.0,
         )  # fmt: skip
-        found = train(objective, scene.points["begin"], scene.task.train_batch, recipe, progress=scene.progress)
-        rise = found.checks[0].deployed_loss - found.float_loss
-        half = found.crossing(rise / 2) if rise > recipe.tolerance_nats else None
-        time = found.recovery_time(recipe.tolerance_nats)
-        runs.append({"rate": rate, "time": time, "half": half, "horizon": recipe.steps,
+        failed, tolerance = rise > recipe.tolerance_nats, recipe.tolerance_nats
+        if halfway and not failed:
+            runs.append({"rate": rate, "time": None, "half": None, "horizon": recipe.steps, "final": base + rise})
+            continue
+        recipe = replace(recipe, tolerance_nats=rise / 2) if halfway else recipe
+        found = train(objective, begin, scene.task.train_batch, recipe, progress=scene.progress)
+        runs.append({"rate": rate, "time": None if halfway else found.recovery_time(tolerance),
+                     "half": found.crossing(rise / 2) if failed else None, "horizon": recipe.steps,
                      "final": found.checks[-1].deployed_loss})  # fmt: skip
     seen = [(r["rate"], r["half"]) for r in runs if r["half"]]
     slope = None
@@ -160,8 +174,8 @@ def _times(scene: Scene) -> dict[str, Any]:
     return {
         "runs": runs, "half": {str(r["rate"]): r["half"] for r in runs}, "slope": slope,
         "slope_plus_one": None if slope is None else 1 + slope,
-        "recovered": sum(r["time"] is not None for r in runs) / len(runs),
-        "halved": sum(r["half"] is not None for r in runs) / len(runs), "float_loss": objective.loss({}),
+        "recovered": None if halfway else sum(r["time"] is not None for r in runs) / len(runs),
+        "halved": sum(r["half"] is not None for r in runs) / len(runs), "float_loss": base,
     }  # fmt: skip
 
 
@@ -202,7 +216,8 @@ MEASURES: dict[str, Kind] = {
     "slices": Kind(("end",), _slices, {"draws": 1, "points": 11, "normals": 1}),
     "times": Kind(
         ("begin",), _times,
-        {"rates": [0.02, 0.04, 0.08], "steps": 200, "check_every": 2, "patience": 3, "optimizer": "adamw"},
+        {"rates": [0.02, 0.04, 0.08], "steps": 200, "check_every": 2, "patience": 3, "optimizer": "adamw",
+         "until": "recovered"},
     ),
     "river": Kind(
         ("begin",), _river,
