@@ -14,7 +14,7 @@ from thalweg.errors import ThalwegError
 from thalweg.report import study
 from thalweg.report.claims import claims_page, rule_in_words, table, write_claims
 from thalweg.report.study_docs import joined_page
-from thalweg.report.study_times import recovery_table, rows, runs_of
+from thalweg.report.study_times import recovery_table, rows, runs_of, timed
 
 TAU = math.log(1.05)
 SEEDS = range(5)
@@ -192,10 +192,10 @@ def test_recovery_times_count_runs_that_never_came():
          "figures": {"runs": [{"rate": 0.02, "half": h, "time": None, "horizon": 20}]}}
         for s, values in half.items() for i, h in enumerate(values)
     ]  # fmt: skip
-    rises = {"w3": 0.3, "w2": 2.0, "w4": 0.01}
+    rises = {"w3": [0.3] * 5, "w2": [2.0, 2.0, 0.6, None, 1.0], "w4": [0.01] * 5}
     result = {
-        "plan": {"tolerance_nats": TAU}, "evidence": evidence,
-        "arms": [{"task": "t", "scheme": s, "arm": "nearest", "rise": {"values": [r] * 5}} for s, r in rises.items()],
+        "plan": {"tolerance_nats": TAU, "seeds": list(range(5))}, "evidence": evidence,
+        "quantities": {f"t|{s}": {"nearest.frozen_rise": r} for s, r in rises.items()},
     }  # fmt: skip
     found = {row["scheme"]: row for row in rows(runs_of(result, "t"))}
     assert set(found) == {"w3", "w2"}  # rounding to four bits had not failed
@@ -203,6 +203,9 @@ def test_recovery_times_count_runs_that_never_came():
     assert found["w2"]["mean"] == pytest.approx((10 + 12 + 20 + 14 + 20) / 5)  # nobody is cut before the budget
     assert found["w2"]["came"] == 3 and found["w2"]["p"] < 0.01
     assert "3 of 5" in recovery_table(result, "t") and recovery_table(result, "other") == ""
+    rises["w2"][2] = 0.01  # in one seed it had not failed: nothing to come back from, and no run that never came
+    found = {row["scheme"]: row for row in rows(runs_of(result, "t"))}
+    assert found["w2"]["runs"] == 4 and found["w2"]["came"] == 3 and len(timed(result, "t")["w2"]) == 4
 
 
 def test_page_of_claims():

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import planes, study
 from .figures import Picture, slug
+from .study_times import timed
 
 Evidence = dict[tuple[str, str], list[dict[str, Any]]]
 ROLE = {"failed": "rounding", "second": "second-order", "recovered": "QAT"}
@@ -31,8 +32,7 @@ def task_figures(result: Mapping[str, Any], task: str) -> list[Picture]:
     pulls = {s: _pull(here[s, "geometry"]) for s in plan["schemes"] if (s, "geometry") in here}
     if pulls:
         out.append(study.pull({"schemes": pulls}, f"{name}-pull"))
-    times = {s: here[s, "times"] for s in plan["schemes"] if (s, "times") in here}
-    if times:
+    if times := timed(result, task):
         out.append(study.recovery_time(_times(times), f"{name}-recovery-time"))
     for scheme in plan["schemes"]:
         common = {"tolerance": tolerance, "unit": unit(result, task)}
@@ -94,11 +94,11 @@ def _pull(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _times(times: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    first = next(iter(times.values()))[0]["figures"]["runs"]
+def _times(times: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> dict[str, Any]:
+    first = next(iter(times.values()))[0]
     return {
         "rates": [r["rate"] for r in first],
-        "times": {s: [[r["half"] for r in item["figures"]["runs"]] for item in items] for s, items in times.items()},
+        "times": {s: [[r["half"] for r in runs] for runs in seeds] for s, seeds in times.items()},
         "horizon": first[0]["horizon"],
         "unit": "grid steps per update",
         "until": "half of the rise is gone",

@@ -14,20 +14,29 @@ Runs = Mapping[str, Mapping[float, Sequence[tuple[float, bool, float]]]]
 """Scheme to learning rate to (steps, whether it came, budget), one per seed."""
 
 
-def runs_of(result: Mapping[str, Any], task: str) -> dict[str, dict[float, list[tuple[float, bool, float]]]]:
-    """Steps until half of the rise was gone, cut at the budget. Only where plain rounding had failed; empty without
-    the measure ``times``."""
-    out: dict[str, dict[float, list[tuple[float, bool, float]]]] = {}
-    failed = {
-        r["scheme"]: any(v > result["plan"]["tolerance_nats"] for v in r["rise"]["values"])
-        for r in result["arms"] if r["task"] == task and r["arm"] == "nearest" and "rise" in r
-    }  # fmt: skip
+def timed(result: Mapping[str, Any], task: str) -> dict[str, list[Sequence[Mapping[str, Any]]]]:
+    """The runs of the measure ``times`` by scheme, a list per seed; of seeds in which plain rounding left the basin
+    (its rise on frozen data exceeds the tolerance): who never left cannot come back. Seeds without that figure
+    count."""
+    plan, out = result["plan"], dict[str, list[Sequence[Mapping[str, Any]]]]()
     for item in result["evidence"]:
-        if item["task"] == task and "runs" in item["figures"] and failed.get(item["scheme"], True):
-            for run in item["figures"]["runs"]:
-                came, budget = run["half"] is not None, float(run["horizon"])
-                time = float(run["half"]) if came else budget
-                out.setdefault(item["scheme"], {}).setdefault(run["rate"], []).append((time, came, budget))
+        if item["task"] != task or item["what"] != "times":
+            continue
+        known = result.get("quantities", {}).get(f"{task}|{item['scheme']}", {}).get("nearest.frozen_rise")
+        rise = known[plan["seeds"].index(item["seed"])] if known else None
+        if rise is None or rise > plan["tolerance_nats"]:
+            out.setdefault(item["scheme"], []).append(item["figures"]["runs"])
+    return out
+
+
+def runs_of(result: Mapping[str, Any], task: str) -> dict[str, dict[float, list[tuple[float, bool, float]]]]:
+    """Steps until half of the rise was gone, cut at the budget; empty without the measure ``times``."""
+    out: dict[str, dict[float, list[tuple[float, bool, float]]]] = {}
+    for scheme, seeds in timed(result, task).items():
+        for run in (run for runs in seeds for run in runs):
+            came, budget = run["half"] is not None, float(run["horizon"])
+            time = float(run["half"]) if came else budget
+            out.setdefault(scheme, {}).setdefault(run["rate"], []).append((time, came, budget))
     return out
 
 
