@@ -46,6 +46,22 @@ def test_time_to_half_of_the_rise_on_a_linear_wall(wall, optimizer):
         truth = true_half(point, rate / math.sqrt(share) if optimizer == "sgd" else rate)
         assert truth - 2 <= found["half"][str(rate)] <= truth + 1
     assert abs(found["slope_plus_one"]) < 0.1 and found["halved"] == 1 and found["recovered"] is None
+    assert found["latent_change_ratio"] == 0  # the latent weights go down, where the loss is flat
+
+
+def test_how_far_the_latent_loss_has_moved_by_then(wall):
+    """Where the wall has a slope on the other side too, AdamW moves what was rounded up by the rate per step, and the
+    latent loss rises with it; what has flipped turns back, so that this is a bound."""
+    objective, point = wall
+    w, up = point.reference["w"], point.weights["w"] > point.reference["w"]
+    sides = lambda at: (up * (8 * (at["w"] - w).clamp(min=0) + (w - at["w"]).clamp(min=0))).mean()
+    tilted = Objective.of(sides, objective.weights)
+    found = take("times", scene((tilted, point), until="half", steps=400, check_every=1, patience=1))
+    rise = tilted.loss(point.deployed)
+    for run in found["runs"]:
+        far = run["rate"] * (run["half"] + 1) * float((up * point.step["w"]).mean())
+        assert 0.5 * far / (rise / 2) < run["latent_change"] <= far / (rise / 2)
+    assert found["latent_change_ratio"] == pytest.approx(sum(r["latent_change"] for r in found["runs"]) / len(RATES))
 
 
 def test_runs_go_on_to_the_float_loss_unless_half_is_enough(wall):

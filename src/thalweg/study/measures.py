@@ -160,20 +160,26 @@ def _times(scene: Scene) -> dict[str, Any]:
         )  # fmt: skip
         failed, tolerance = rise > recipe.tolerance_nats, recipe.tolerance_nats
         if halfway and not failed:
-            runs.append({"rate": rate, "time": None, "half": None, "horizon": recipe.steps, "final": base + rise})
+            runs.append({"rate": rate, "time": None, "half": None, "latent_change": None, "horizon": recipe.steps,
+                         "final": base + rise})  # fmt: skip
             continue
         recipe = replace(recipe, tolerance_nats=rise / 2) if halfway else recipe
         found = train(objective, begin, scene.task.train_batch, recipe, progress=scene.progress)
-        runs.append({"rate": rate, "time": None if halfway else found.recovery_time(tolerance),
-                     "half": found.crossing(rise / 2) if failed else None, "horizon": recipe.steps,
-                     "final": found.checks[-1].deployed_loss})  # fmt: skip
+        half, moved = found.crossing(rise / 2) if failed else None, None
+        if half is not None:
+            until = [c.latent_loss for c in found.checks if c.step < half + recipe.check_every]
+            moved = max(abs(loss - until[0]) for loss in until) / (rise / 2)
+        runs.append({"rate": rate, "time": None if halfway else found.recovery_time(tolerance), "half": half,
+                     "latent_change": moved, "horizon": recipe.steps, "final": found.checks[-1].deployed_loss})
     seen = [(r["rate"], r["half"]) for r in runs if r["half"]]
+    moves = [r["latent_change"] for r in runs if r["latent_change"] is not None]
     slope = None
     if len(seen) > 1:
         slope = float(np.polyfit(np.log([a for a, _ in seen]), np.log([b for _, b in seen]), 1)[0])
     return {
         "runs": runs, "half": {str(r["rate"]): r["half"] for r in runs}, "slope": slope,
         "slope_plus_one": None if slope is None else 1 + slope,
+        "latent_change_ratio": float(np.mean(moves)) if moves else None,
         "recovered": None if halfway else sum(r["time"] is not None for r in runs) / len(runs),
         "halved": sum(r["half"] is not None for r in runs) / len(runs), "float_loss": base,
     }  # fmt: skip
