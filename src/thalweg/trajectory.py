@@ -209,10 +209,13 @@ class Trajectory:
         if not half > 0 or not math.isfinite(half):
             return {"half_step": None, "latent_change": None, "latent_change_ratio": None}
         place = next(i for i, c in enumerate(self.checks) if c.deployed_loss <= first.deployed_loss - half)
-        change = max(abs(c.latent_loss - first.latent_loss) for c in self.checks[: place + 1])
-        return {
-            "half_step": self.checks[place].step, "latent_change": change, "latent_change_ratio": change / half,
-        }  # fmt: skip
+        step = self.checks[place].step
+        change = self.latent_change(step)
+        return {"half_step": step, "latent_change": change, "latent_change_ratio": change / half}
+
+    def latent_change(self, step: float) -> float:
+        """Largest change of the latent loss from the first check to those up to a step."""
+        return max(abs(c.latent_loss - self.checks[0].latent_loss) for c in self.checks if c.step <= step)
 
     @property
     def recovered(self) -> QuantizedPoint:

@@ -6,6 +6,7 @@ JSON null stands for NaN or infinity. Keys that an older or newer survey lacks a
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +144,11 @@ def number(value: float | None, digits: int = 3) -> str:
         return f"{value:.0f}"
     places = digits - 1 - math.floor(math.log10(abs(value)))
     return f"{value:.{min(max(places, 0), 4)}f}".replace("-", "−")
+
+
+def loss_unit(said: Mapping[str, Any]) -> str:
+    """Unit of a loss: nats, unless a task's facts or a figure's data say another."""
+    return str(said.get("unit", "nats"))
 
 
 def loss_text(value: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from .facts import number
+from .facts import loss_unit, number
 from .figures import Picture, _picture
 from .style import INK, PAPER, look
 
@@ -19,7 +19,7 @@ def slices(data: dict[str, Any], name: str = "slices") -> Picture:
     ``against`` is ``random`` or ``steepest 1`` (a direction of the walls); ``s`` in units of the distance (``length``)
     from the float weights (at 0, 0) to the point (at 1, 0), ``t`` in units of ``height``, both in rms steps.
     """
-    draws, unit = data["draws"][:MOST], data.get("unit", "nats")
+    draws = data["draws"][:MOST]
     ends = []
     for draw in draws:
         j = min(range(len(draw["s"])), key=lambda i: abs(draw["s"][i] - 1))
@@ -32,7 +32,7 @@ def slices(data: dict[str, Any], name: str = "slices") -> Picture:
         for word, n in (("random", kinds.count("random")), ("steep", len(kinds) - kinds.count("random"))) if n
     )  # fmt: skip
     text = (
-        f"Loss in {unit} around the float weights and the point, {count} upwards. The loss at the point is "
+        f"Loss in {loss_unit(data)} around the float weights and the point, {count} upwards. The loss at the point is "
         f"{number(sum(ends) / len(ends))} above the float weights' (nearest places of the plane)."
     )
     return _picture(name, "", "slices", (0.6 + 4.4 * len(draws), 4.0), text, _draw, data)
@@ -64,7 +64,7 @@ def _draw(figure: Any, data: dict[str, Any]) -> None:
             axes.set_ylabel(f"{_against(draw)} direction, {size}")
     bar = figure.colorbar(filled, ax=figure.axes, ticks=[0.0, *marks[:: max(1, len(marks) // 6)]])
     bar.ax.set_yticklabels([number(t) for t in bar.get_ticks()])
-    bar.set_label(f"loss above the plane's least, {data.get('unit', 'nats')}")
+    bar.set_label(f"loss above the plane's least, {loss_unit(data)}")
 
 
 def _against(draw: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import ThalwegError
 from . import study_dots, study_lines
-from .facts import capital, listing, number
+from .facts import capital, listing, loss_unit, number
 from .figures import Picture, _picture
 
 Values = Sequence[float | None]
@@ -78,7 +78,7 @@ def profiles(data: dict[str, Any], name: str = "profiles") -> Picture:
             f"{label} ends at {'no finite value' if end is None else number(end)} and "
             f"passes the tolerance in {left} of {len(runs)} seeds"
         )
-    text = f"Median rise at the point, in {_unit(data)}: {'; '.join(parts)} (tolerance {data['tolerance']:.3f})."
+    text = f"Median rise at the point, in {loss_unit(data)}: {'; '.join(parts)} (tolerance {data['tolerance']:.3f})."
     return _picture(name, "", "profiles", (6.8, 4.3), text, study_lines.profiles, data)
 
 
@@ -94,7 +94,7 @@ def trajectories(data: dict[str, Any], name: str = "trajectories") -> Picture:
     shown = listing([f"{k} {'not finite' if v is None else number(v)}" for k, v in ends.items()])
     text = (
         f"In {inside} of {len(runs)} seeds the deployed loss ends within the tolerance of {tolerance:.3f}. "
-        f"Median rise at the end, in {_unit(data)}: {shown}."
+        f"Median rise at the end, in {loss_unit(data)}: {shown}."
     )
     return _picture(name, "", "trajectories", (7.4, 4.3), text, study_lines.trajectories, data)
 
@@ -112,7 +112,7 @@ def replanting(data: dict[str, Any], name: str = "replanting") -> Picture:
     text = f"Planted in order, {len(came)} of {len(first)} seeds come within the tolerance of {tolerance:.3f}"
     text += f", at a median of {100 * statistics.median(came):.0f} % of the flips" if came else ""
     ends = [_middle([row[-1] for row in data.get(k) or []]) for k in ("ordered", "random")]
-    text += f". With all flips planted the median rise in {_unit(data)} is {_or(ends[0])}"
+    text += f". With all flips planted the median rise in {loss_unit(data)} is {_or(ends[0])}"
     text += f"; as many random flips give {_or(ends[1])}." if data.get("random") else "."
     return _picture(name, "", "replanting", (6.8, 4.3), text, study_lines.replanting, data)
 
@@ -151,10 +151,6 @@ def _middle(values: Values) -> float | None:
     finite = [math.inf if v is None or not math.isfinite(v) else v for v in values]
     found = statistics.median(finite) if finite else math.inf
     return found if math.isfinite(found) else None
-
-
-def _unit(data: dict[str, Any]) -> str:
-    return str(data.get("unit", "nats"))
 
 
 def _or(value: float | None) -> str:

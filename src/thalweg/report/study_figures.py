@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from . import planes, study
+from .facts import loss_unit
 from .figures import Picture, slug
 from .study_times import timed
 
@@ -15,7 +16,8 @@ ROLE = {"failed": "rounding", "second": "second-order", "recovered": "QAT"}
 
 def task_figures(result: Mapping[str, Any], task: str) -> list[Picture]:
     """All figures of a task for which there is evidence."""
-    plan, tolerance = result["plan"], result["plan"]["tolerance_nats"]
+    plan = result["plan"]
+    common = {"tolerance": plan["tolerance_nats"], "unit": unit(result, task)}
     here: Evidence = {}
     for item in result["evidence"]:
         if item["task"] == task:
@@ -27,15 +29,13 @@ def task_figures(result: Mapping[str, Any], task: str) -> list[Picture]:
         panels: dict[str, dict[str, list[float]]] = {}
         for row in rows:
             panels.setdefault(row["scheme"], {})[row["arm"]] = row["rise"]["values"]
-        head = {"quantity": "rise of the test loss", "unit": unit(result, task)}
-        out.append(study.arms({**head, "schemes": panels, "tolerance": tolerance}, f"{name}-arms"))
+        out.append(study.arms({"quantity": "rise of the test loss", "schemes": panels, **common}, f"{name}-arms"))
     pulls = {s: _pull(here[s, "geometry"]) for s in plan["schemes"] if (s, "geometry") in here}
     if pulls:
         out.append(study.pull({"schemes": pulls}, f"{name}-pull"))
     if times := timed(result, task):
         out.append(study.recovery_time(_times(times), f"{name}-recovery-time"))
     for scheme in plan["schemes"]:
-        common = {"tolerance": tolerance, "unit": unit(result, task)}
         out += _of_scheme(here, scheme, f"{name}-{slug(scheme)}", common)
     return out
 
@@ -50,7 +50,7 @@ def task_label(result: Mapping[str, Any], task: str) -> str:
 
 def unit(result: Mapping[str, Any], task: str) -> str:
     """Nats, or what the task says."""
-    return str(result["floats"].get(task, {}).get("info", {}).get("unit", "nats"))
+    return loss_unit(result["floats"].get(task, {}).get("info", {}))
 
 
 def _of_scheme(here: Evidence, scheme: str, name: str, common: dict[str, Any]) -> list[Picture]:

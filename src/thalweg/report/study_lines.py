@@ -7,6 +7,7 @@ import statistics
 from typing import Any
 
 from .curves import nothing, plain_log, rise_axis, tolerance_label
+from .facts import loss_unit
 from .study_dots import HUES, finite
 from .style import COLOURS, GREY, INK, PAPER
 
@@ -102,7 +103,7 @@ def recovery_time(figure: Any, data: dict[str, Any]) -> None:
 def _losses(axes: Any, rises: list[float], data: dict[str, Any], left: bool = False) -> None:
     """The common axis; the name of the tolerance stands at the end where fewer lines pass."""
     tolerance = data["tolerance"]
-    rise_axis(axes, rises or [1.0], tolerance, unit=data.get("unit", "nats"))
+    rise_axis(axes, rises or [1.0], tolerance, unit=loss_unit(data))
     tolerance_label(axes, tolerance, 0.01 if left else 0.995, "left" if left else "right")
     axes.texts[-1].set_bbox({"facecolor": PAPER, "edgecolor": "none", "alpha": 0.75, "pad": 0.8})
     axes.texts[-1].set_zorder(5)

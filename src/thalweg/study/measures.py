@@ -146,31 +146,12 @@ def _times(scene: Scene) -> dict[str, Any]:
     objective, begin, options = scene.objective, scene.points["begin"], scene.options
     if options["until"] not in ("recovered", "half"):
         raise unknown("end of the runs of times", options["until"], ("recovered", "half"))
-    base, runs = objective.loss({}), []
+    base, first = objective.loss({}), 1.0
     rise = objective.loss(begin.deployed) - base
-    halfway = options["until"] == "half"
-    first = 1.0
     if options["optimizer"] == "sgd":
         gradient = objective.gradient(begin.deployed)[1]
         first = space.rms({n: gradient[n] for n in begin.step}, begin.step)
-    for rate in options["rates"]:
-        recipe = Recipe(
-            steps=options["steps"], lr=rate / first, schedule="constant", check_every=options["check_every"], stop=True,
-            patience=options["patience"], seed=scene.seed, optimizer=options["optimizer"], average=0.0,
-        )  # fmt: skip
-        failed, tolerance = rise > recipe.tolerance_nats, recipe.tolerance_nats
-        if halfway and not failed:
-            runs.append({"rate": rate, "time": None, "half": None, "latent_change": None, "horizon": recipe.steps,
-                         "final": base + rise})  # fmt: skip
-            continue
-        recipe = replace(recipe, tolerance_nats=rise / 2) if halfway else recipe
-        found = train(objective, begin, scene.task.train_batch, recipe, progress=scene.progress)
-        half, moved = found.crossing(rise / 2) if failed else None, None
-        if half is not None:
-            until = [c.latent_loss for c in found.checks if c.step < half + recipe.check_every]
-            moved = max(abs(loss - until[0]) for loss in until) / (rise / 2)
-        runs.append({"rate": rate, "time": None if halfway else found.recovery_time(tolerance), "half": half,
-                     "latent_change": moved, "horizon": recipe.steps, "final": found.checks[-1].deployed_loss})
+    runs = [_timed(scene, rate, rate / first, base, rise) for rate in options["rates"]]
     seen = [(r["rate"], r["half"]) for r in runs if r["half"]]
     moves = [r["latent_change"] for r in runs if r["latent_change"] is not None]
     slope = None
@@ -180,9 +161,33 @@ def _times(scene: Scene) -> dict[str, Any]:
         "runs": runs, "half": {str(r["rate"]): r["half"] for r in runs}, "slope": slope,
         "slope_plus_one": None if slope is None else 1 + slope,
         "latent_change_ratio": float(np.mean(moves)) if moves else None,
-        "recovered": None if halfway else sum(r["time"] is not None for r in runs) / len(runs),
+        "recovered": None if options["until"] == "half" else sum(r["time"] is not None for r in runs) / len(runs),
         "halved": sum(r["half"] is not None for r in runs) / len(runs), "float_loss": base,
     }  # fmt: skip
+
+
+def _timed(scene: Scene, rate: float, lr: float, base: float, rise: float) -> dict[str, Any]:
+    """One run: when half of the rise was gone and, unless the run ends there, when all was; how far the latent loss had
+    moved by the check after that half, over it. Nothing is trained where only half is asked for and nothing failed."""
+    options, tolerance = scene.options, Recipe.tolerance_nats
+    failed, halfway = rise > tolerance, options["until"] == "half"
+    run = {"rate": rate, "time": None, "half": None, "latent_change": None, "horizon": options["steps"],
+           "final": base + rise}  # fmt: skip
+    if halfway and not failed:
+        return run
+    recipe = Recipe(
+        steps=options["steps"], lr=lr, schedule="constant", check_every=options["check_every"], stop=True,
+        tolerance_nats=rise / 2 if halfway else tolerance, patience=options["patience"], seed=scene.seed,
+        optimizer=options["optimizer"], average=0.0,
+    )  # fmt: skip
+    found = train(scene.objective, scene.points["begin"], scene.task.train_batch, recipe, progress=scene.progress)
+    run["final"] = found.checks[-1].deployed_loss
+    if not halfway:
+        run["time"] = found.recovery_time(tolerance)
+    if failed and (half := found.crossing(rise / 2)) is not None:
+        after = next(c.step for c in found.checks if c.step >= half)
+        run |= {"half": half, "latent_change": found.latent_change(after) / (rise / 2)}
+    return run
 
 
 def _river(scene: Scene) -> dict[str, Any]:
