@@ -203,6 +203,9 @@ def test_recovery_times_count_runs_that_never_came():
     assert found["w2"]["mean"] == pytest.approx((10 + 12 + 20 + 14 + 20) / 5)  # nobody is cut before the budget
     assert found["w2"]["came"] == 3 and found["w2"]["p"] < 0.01
     assert "3 of 5" in recovery_table(result, "t") and recovery_table(result, "other") == ""
+    for item in evidence:  # rates are written out: .00025 is not .0003
+        item["figures"]["runs"][0]["rate"] = 0.00025
+    assert "0.00025" in recovery_table(result, "t")
     rises["w2"][2] = 0.01  # in one seed it had not failed: nothing to come back from, and no run that never came
     found = {row["scheme"]: row for row in rows(runs_of(result, "t"))}
     assert found["w2"]["runs"] == 4 and found["w2"]["came"] == 3 and len(timed(result, "t")["w2"]) == 4

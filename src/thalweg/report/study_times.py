@@ -70,7 +70,7 @@ def recovery_table(result: Mapping[str, Any], task: str) -> str:
     for row in rows(runs):
         spread = "" if row["stderr"] != row["stderr"] else f" ± {number(row['stderr'])}"
         lines.append([
-            Cell(row["scheme"], row["scheme"]), Cell(number(row["rate"]), row["rate"]),
+            Cell(row["scheme"], row["scheme"]), Cell(f"{row['rate']:g}", row["rate"]),
             Cell(f"{number(row['mean'])}{spread}", row["mean"]), Cell(f"{row['came']} of {row['runs']}", row["came"]),
             Cell("" if row["p"] is None else number(row["p"]), row["p"]),
         ])  # fmt: skip
